@@ -1,0 +1,50 @@
+# The verbs. Every one of them works on a clean clone: it makes .venv and installs first.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+# torch's CPU build where there is no NVIDIA GPU; with one, pip chooses.
+CONSTRAINT := $(if $(shell command -v nvidia-smi 2>/dev/null),,-c constraints.txt)
+
+.PHONY: install serve test check fmt bench data train
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINT) -e '.[worker,embedded,dev]'
+	@touch $@
+
+serve: install       ## the whole service on this machine, with the embedded model
+	$(BIN)/twigserve serve
+
+test: install        ## every test
+	$(BIN)/python -m pytest
+
+check: install       ## lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fmt: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install       ## our engine against transformers' generate, on the embedded model
+	$(BIN)/twigserve bench --json
+
+ICON_SETS := noto twemoji fluent-emoji-flat openmoji
+
+data/sprites.npy:    # the scene art: four open emoji sets, rendered
+	$(MAKE) install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINT) -e '.[train]'
+	for set in $(ICON_SETS); do \
+	  mkdir -p data/icons/$$set && npm pack --silent --pack-destination data/icons @iconify-json/$$set \
+	  | xargs -I{} tar xzf data/icons/{} -C data/icons/$$set --strip-components=1 || exit 1; \
+	done
+	$(BIN)/python -m model.scenes.art data/icons data/sprites.npy
+
+data: data/sprites.npy
+
+train: data          ## the embedded model from nothing: hours on two cores, resumable
+	$(BIN)/twigserve train base
+	$(BIN)/twigserve train twig

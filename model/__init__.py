@@ -1,0 +1,1 @@
+"""TwigVLM: the engine, the twig, and how both are trained. Never imports `service`."""
