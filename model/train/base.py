@@ -1,0 +1,146 @@
+"""Trains projector and decoder on the frozen tower's features, then writes the base checkpoint.
+
+First the projector alone: each patch's feature is led to the word embeddings of what it shows (noun, size,
+place; or colour and pattern), with the output head equal to the embedding, so that naming is copying and the
+decoder starts with pictures that it can already read. Then everything but the tower, with a random subset of
+the visual tokens a scene at their own positions (cheap, and the model will meet pruned pictures anyway),
+ending with all of them.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, PreTrainedTokenizerFast
+
+from model.scenes.compose import GRID, PATCH_PX, Scene
+from model.scenes.words import NOUNS, PLACES
+from model.train.batches import IMAGE_TOKENS, Stage, random_batch
+from model.train.features import FeaturePool
+from model.train.loop import Checkpoint, cosine_rate, run_steps, stage_at, update
+from model.train.pack import Packed, Packer
+from model.train.tower import TOWER_CONFIG
+
+STAGES = (Stage((48, 96), 3, 8, 4000), Stage((96, 288), 4, 8, 400), Stage((576, 576), 6, 4, 200))
+ALIGN_STEPS = 150
+LEARNING_RATE = 1e-3
+
+
+def text_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=256, intermediate_size=512, num_hidden_layers=16,
+        num_attention_heads=4, num_key_value_heads=4, head_dim=64, max_position_embeddings=2048,
+        rms_norm_eps=1e-5, tie_word_embeddings=False, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+
+
+def new_base(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
+    config = LlavaConfig(
+        vision_config=TOWER_CONFIG, text_config=text_config(tokenizer), projector_hidden_act="gelu",
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"), vision_feature_layer=-2,
+        vision_feature_select_strategy="default", image_seq_length=IMAGE_TOKENS,
+    )  # fmt: skip
+    vlm = LlavaForConditionalGeneration(config)
+    for name, weight in vlm.named_parameters():
+        if weight.ndim < 2 or "vision_tower" in name:
+            continue
+        scale = 0.0625
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            scale /= (2 * config.text_config.num_hidden_layers) ** 0.5
+        nn.init.normal_(weight, std=scale)
+    with torch.no_grad():
+        vlm.lm_head.weight.copy_(vlm.get_input_embeddings().weight)
+    return vlm
+
+
+def patch_words(scene: Scene, tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
+    """[M, V] distribution over words that each patch should read as."""
+    shares = torch.zeros(IMAGE_TOKENS, len(tokenizer))
+    cell = GRID // 3
+
+    def put(rows: torch.Tensor, text: str, share: float) -> None:
+        ids = tokenizer.encode(" " + text, add_special_tokens=False)
+        for token in ids:
+            shares[rows, token] += share / len(ids)
+
+    ground = torch.ones(IMAGE_TOKENS, dtype=torch.bool)
+    where = torch.arange(IMAGE_TOKENS)
+    row, column = where // GRID, where % GRID
+    for thing in scene.objects:
+        x, y, side = (v / PATCH_PX for v in (thing.x, thing.y, thing.px))
+        inside = (column + 0.5 > x) & (column + 0.5 < x + side) & (row + 0.5 > y) & (row + 0.5 < y + side)
+        ground &= ~inside
+        put(inside, thing.noun, 0.5)
+        put(inside, thing.size, 0.2)
+    put(ground, scene.color, 0.35)
+    put(ground, scene.pattern, 0.35)
+    for number, place in enumerate(PLACES):
+        put((row // cell) * 3 + column // cell == number, place, 0.3)
+    return shares
+
+
+class BaseRun:
+    """A resumable run over alignment and stages."""
+
+    def __init__(self, out: Path, pool: FeaturePool, tokenizer: PreTrainedTokenizerFast) -> None:
+        torch.manual_seed(1)
+        self.pool, self.tokenizer = pool, tokenizer
+        self.vlm = new_base(tokenizer)
+        self.vlm.model.vision_tower.requires_grad_(False)
+        self.packer = Packer(tokenizer, IMAGE_TOKENS)
+        self.nouns = torch.tensor(
+            [tokenizer.encode(" " + noun, add_special_tokens=False)[0] for noun in NOUNS]
+        )
+        trained = [p for p in self.vlm.parameters() if p.requires_grad]
+        matrices, vectors = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
+        groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, LEARNING_RATE, betas=(0.9, 0.95))
+        self.checkpoint = Checkpoint(out / "base.pt", vlm=self.vlm, optimizer=self.optimizer)
+
+    def train(self) -> None:
+        done = self.checkpoint.load()
+        if done == 0:
+            self._align()
+        run_steps("base", self.checkpoint, done, sum(stage.steps for stage in STAGES), self._step)
+
+    def _align(self) -> None:
+        projector = self.vlm.model.multi_modal_projector
+        words = self.vlm.get_input_embeddings().weight.detach()
+        optimizer = torch.optim.AdamW(projector.parameters(), 2e-3)
+        for step in range(ALIGN_STEPS):
+            picks = np.random.default_rng([step, 7]).integers(len(self.pool.scenes), size=8)
+            features = torch.from_numpy(self.pool.features[picks]).float()
+            target = torch.stack([patch_words(self.pool.scenes[p], self.tokenizer) for p in picks])
+            loss = F.cross_entropy((projector(features) @ words.T).flatten(0, 1), target.flatten(0, 1))
+            update(optimizer, projector, loss, 2e-3)
+            if step % 25 == 24:
+                print(
+                    json.dumps({"run": "align", "step": step + 1, "loss": round(loss.item(), 4)}), flush=True
+                )
+
+    def _step(self, step: int) -> dict[str, float]:
+        packed, visual = random_batch(self.pool, self.packer, stage_at(STAGES, step), [step, 11])
+        hidden = forward_packed(self.vlm, packed, visual)
+        logits = self.vlm.lm_head(hidden.flatten(0, 1)[packed.target_at])
+        loss = F.cross_entropy(logits, packed.target)
+        progress = step / sum(stage.steps for stage in STAGES)
+        update(self.optimizer, self.vlm, loss, cosine_rate(LEARNING_RATE, step, 100, progress))
+        right = (logits.argmax(-1) == packed.target).float()
+        nouns = torch.isin(packed.target, self.nouns)
+        return {"loss": loss.item(), "right": right.mean().item(), "nouns": right[nouns].mean().item()}
+
+
+def forward_packed(vlm: LlavaForConditionalGeneration, packed: Packed, visual: torch.Tensor) -> torch.Tensor:
+    """Last hidden states [B, N, hidden]; `visual` [B, V, tower hidden] is not projected yet."""
+    embeds = vlm.get_input_embeddings()(packed.ids)
+    rows = torch.arange(len(embeds))[:, None]
+    embeds = embeds.index_put((rows, packed.visual_at), vlm.model.multi_modal_projector(visual))
+    return vlm.model.language_model(
+        inputs_embeds=embeds, attention_mask=packed.mask, position_ids=packed.positions, use_cache=False
+    ).last_hidden_state

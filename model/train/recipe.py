@@ -1,0 +1,82 @@
+"""The making of the embedded model in two commands: `train base` (tower, features, decoder), `train twig`.
+
+Every stage resumes from its checkpoint in the runs folder. Weights are trained in float32 and written in
+bfloat16, in the formats of DESIGN: a Hugging Face LLaVA directory, and the published twig format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, CLIPVisionModel, GenerationConfig, LlavaForConditionalGeneration
+
+from model.checkpoint import EMBEDDED, WEIGHTS_FILE, file_sha256, save_twig
+from model.config import TwigConfig
+from model.train.base import BaseRun, text_config
+from model.train.features import FeaturePool, build_pool
+from model.train.tokenizer import save_processor
+from model.train.tower import TOWER_CONFIG, TowerRun
+from model.train.twig import TwigRun
+
+POOL_SCENES = 8000
+# K=1, T=2, F=12: a budget of 64 keeps R' = 41 visual tokens, the numbers of the paper's own shape.
+FORK_LAYER, TWIG_LAYERS, DROP_LAYER, RETAINED_TOKENS = 1, 2, 12, 64
+
+Tick = Callable[[int], Any]
+
+
+@dataclass(frozen=True)
+class Paths:
+    """sprites: rendered art. runs: checkpoints and caches. base, twig: where the weights go."""
+
+    sprites: Path
+    runs: Path
+    base: Path
+    twig: Path
+
+
+def _pool(paths: Paths, tower: CLIPVisionModel, tick: Tick) -> FeaturePool:
+    return build_pool(tower, paths.sprites, paths.runs / "features.npy", POOL_SCENES, tick)
+
+
+def train_base(paths: Paths, tick: Tick = lambda _: None) -> None:
+    paths.runs.mkdir(parents=True, exist_ok=True)
+    tower_run = TowerRun(paths.runs, paths.sprites)
+    tower_run.train()
+    tower = tower_run.tower.eval()
+    processor = save_processor(paths.base)
+    run = BaseRun(paths.runs, _pool(paths, tower, tick), processor.tokenizer)
+    run.vlm.model.vision_tower.load_state_dict(tower.state_dict())
+    run.train()
+    write_base(run.vlm, paths.base)
+
+
+def write_base(vlm: LlavaForConditionalGeneration, out: Path) -> None:
+    text = vlm.config.text_config
+    vlm.generation_config = GenerationConfig(
+        bos_token_id=text.bos_token_id, eos_token_id=text.eos_token_id, pad_token_id=text.pad_token_id
+    )
+    vlm.to(torch.bfloat16).save_pretrained(out)
+
+
+def train_twig(paths: Paths, tick: Tick = lambda _: None) -> None:
+    vlm = LlavaForConditionalGeneration.from_pretrained(paths.base, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(paths.base)
+    tower = CLIPVisionModel(TOWER_CONFIG)
+    tower.load_state_dict(vlm.model.vision_tower.state_dict())
+    run = TwigRun(paths.runs, vlm, _pool(paths, tower.eval(), tick), tokenizer, FORK_LAYER, TWIG_LAYERS)
+    run.train()
+    config = TwigConfig(
+        fork_layer=FORK_LAYER,
+        twig_layers=TWIG_LAYERS,
+        drop_layer=DROP_LAYER,
+        retained_tokens=RETAINED_TOKENS,
+        base_model=EMBEDDED,
+        base_sha256=file_sha256(paths.base / WEIGHTS_FILE),
+    )
+    state = {name: weight.to(torch.bfloat16) for name, weight in run.twig.state_dict().items()}
+    save_twig(paths.twig, state, text_config(tokenizer), config)

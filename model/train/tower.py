@@ -1,0 +1,145 @@
+"""Trains the vision tower alone: linear heads on its penultimate layer, dense labels a patch.
+
+Progressive in size: windows of 64, then 128, then the whole 192 pixels. A window uses the position
+embeddings of the place it was cut from, so what it learns transfers as it is. The layer read is the one
+that LLaVA reads (`vision_feature_layer` -2); the last layer learns which objects are present, on [CLS].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from model.scenes.compose import CELL_PX, GRID, IGNORE, IMAGE_PX, PATCH_PX, SIZE_PX
+from model.scenes.words import COLOR_NAMES, NOUNS, PATTERNS
+from model.train.loop import Checkpoint, cosine_rate, run_steps, stage_at, update
+from model.train.stream import normalize, window_loader
+
+
+@dataclass(frozen=True)
+class Stage:
+    """side: pixels of the window."""
+
+    side: int
+    batch: int
+    samples: int
+
+    @property
+    def steps(self) -> int:
+        return self.samples // self.batch
+
+
+STAGES = (Stage(64, 64, 120_000), Stage(128, 32, 14_000), Stage(192, 16, 7_000))
+LEARNING_RATE, WARMUP_STEPS = 2e-3, 125
+BACKGROUND_WEIGHT = 0.15  # of the background class; without it the tower learns to say "nothing"
+
+TOWER_CONFIG = CLIPVisionConfig(
+    hidden_size=192, intermediate_size=768, num_attention_heads=3, num_hidden_layers=6,
+    image_size=IMAGE_PX, patch_size=PATCH_PX,
+)  # fmt: skip
+
+
+def penultimate(tower: CLIPVisionModel, pixels: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """[B, 3, s, s], grid indices [B, p] -> hidden states [B, 1 + p, hidden] before the last layer."""
+    parts = tower.embeddings
+    patches = parts.patch_embedding(pixels).flatten(2).transpose(1, 2)
+    cls = parts.class_embedding.expand(patches.shape[0], 1, -1)
+    where = F.pad(positions + 1, (1, 0))  # position 0 is [CLS]
+    hidden = tower.pre_layrnorm(torch.cat([cls, patches], 1) + parts.position_embedding(where))
+    for layer in tower.encoder.layers[:-1]:
+        hidden = layer(hidden, attention_mask=None)
+    return hidden
+
+
+class DenseHeads(nn.Module):
+    """Linear read-outs of a patch's features; thrown away after training."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.noun = nn.Linear(hidden, 1 + len(NOUNS))
+        self.size = nn.Linear(hidden, len(SIZE_PX))
+        self.color = nn.Linear(hidden, len(COLOR_NAMES))
+        self.pattern = nn.Linear(hidden, len(PATTERNS))
+        self.cell = nn.Linear(hidden, 9)
+        self.present = nn.Linear(hidden, len(NOUNS))
+
+
+def dense_loss(
+    tower: CLIPVisionModel, heads: DenseHeads, batch: dict[str, Any]
+) -> tuple[torch.Tensor, float]:
+    """The loss, and the share of object patches whose noun is right."""
+    hidden = penultimate(tower, normalize(batch["pixels"]), batch["positions"])
+    patches = hidden[:, 1:]
+    nouns = heads.noun(patches).flatten(0, 1)
+    noun = batch["noun"].flatten()
+    weight = torch.ones(nouns.shape[-1])
+    weight[0] = BACKGROUND_WEIGHT
+    loss = F.cross_entropy(nouns, noun, weight, ignore_index=IGNORE)
+    loss = loss + 0.3 * F.cross_entropy(
+        heads.size(patches).flatten(0, 1), batch["size"].flatten(), ignore_index=IGNORE
+    )
+    count = patches.shape[1]
+    for name in ("color", "pattern"):
+        label = batch[name][:, None].expand(-1, count).flatten()
+        loss = loss + 0.1 * F.cross_entropy(getattr(heads, name)(patches).flatten(0, 1), label)
+    side = CELL_PX // PATCH_PX
+    cell = batch["positions"] // GRID // side * 3 + batch["positions"] % GRID // side
+    loss = loss + 0.1 * F.cross_entropy(heads.cell(patches).flatten(0, 1), cell.flatten())
+    pooled = tower.post_layernorm(tower.encoder.layers[-1](hidden, attention_mask=None)[:, 0])
+    loss = loss + 5.0 * F.binary_cross_entropy_with_logits(heads.present(pooled), batch["present"])
+    objects = noun > 0
+    right = (nouns[objects].argmax(-1) == noun[objects]).float().mean()
+    return loss, float(right)
+
+
+class TowerRun:
+    """A resumable run over the stages."""
+
+    def __init__(self, out: Path, sprites: Path) -> None:
+        torch.manual_seed(0)
+        self.sprites = sprites
+        self.tower = CLIPVisionModel(TOWER_CONFIG)
+        self.heads = DenseHeads(TOWER_CONFIG.hidden_size)
+        params = [*self.tower.parameters(), *self.heads.parameters()]
+        self.optimizer = torch.optim.AdamW(params, LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.03)
+        self.checkpoint = Checkpoint(
+            out / "tower.pt", tower=self.tower, heads=self.heads, optimizer=self.optimizer
+        )
+        self._source: tuple[Stage, Iterator[dict[str, Any]]] | None = None
+
+    def train(self) -> None:
+        total = sum(stage.steps for stage in STAGES)
+        run_steps("tower", self.checkpoint, self.checkpoint.load(), total, self._step)
+
+    def _batch(self, step: int) -> dict[str, Any]:
+        stage = stage_at(STAGES, step)
+        if self._source is None or self._source[0] is not stage:
+            first = sum(s.samples for s in STAGES[: STAGES.index(stage)])
+            into = step - sum(s.steps for s in STAGES[: STAGES.index(stage)])
+            loader = window_loader(self.sprites, stage.side, stage.batch, first + into * stage.batch)
+            self._source = stage, iter(loader)
+        return next(self._source[1])
+
+    def _step(self, step: int) -> dict[str, float]:
+        loss, right = dense_loss(self.tower, self.heads, self._batch(step))
+        rate = cosine_rate(LEARNING_RATE, step, WARMUP_STEPS, _compute_done(step))
+        update(self.optimizer, self.tower, loss, rate)
+        return {"loss": loss.item(), "right": right}
+
+
+def _compute_done(step: int) -> float:
+    """Share of the run's pixels that `step` steps have seen: the learning rate follows cost, not steps."""
+    done = total = 0
+    for stage in STAGES:
+        pixels = stage.batch * stage.side**2
+        done += min(step, stage.steps) * pixels
+        total += stage.steps * pixels
+        step = max(0, step - stage.steps)
+    return done / total
