@@ -18,7 +18,7 @@ from model.scenes.words import COLOR_NAMES, COLORS, NOUNS, PATTERNS, PLACES, SIZ
 IMAGE_PX, PATCH_PX = 192, 8
 GRID = IMAGE_PX // PATCH_PX  # patches a side
 CELL_PX = IMAGE_PX // 3
-SIZE_PX = {"small": (28, 38), "large": (48, 62)}
+SIZE_PX = {"small": (34, 42), "large": (50, 62)}
 
 TEST_SEEDS = range(0, 10_000)
 VALIDATION_SEEDS = range(10_000, 20_000)

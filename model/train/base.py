@@ -26,7 +26,7 @@ from model.train.loop import Checkpoint, cosine_rate, run_steps, stage_at, updat
 from model.train.pack import Packed, Packer
 from model.train.tower import TOWER_CONFIG
 
-STAGES = (Stage((48, 96), 3, 8, 4000), Stage((96, 288), 4, 8, 400), Stage((576, 576), 6, 4, 200))
+STAGES = (Stage((48, 96), 3, 8, 2600), Stage((96, 288), 4, 8, 240), Stage((576, 576), 6, 4, 80))
 ALIGN_STEPS = 150
 LEARNING_RATE = 1e-3
 

@@ -19,7 +19,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from model.scenes.compose import CELL_PX, GRID, IGNORE, IMAGE_PX, PATCH_PX, SIZE_PX
 from model.scenes.words import COLOR_NAMES, NOUNS, PATTERNS
-from model.train.loop import Checkpoint, cosine_rate, run_steps, stage_at, update
+from model.train.loop import Checkpoint, cosine_rate, run_steps, update
 from model.train.stream import normalize, window_loader
 
 
@@ -36,8 +36,10 @@ class Stage:
         return self.samples // self.batch
 
 
-STAGES = (Stage(64, 64, 120_000), Stage(128, 32, 14_000), Stage(192, 16, 7_000))
+STAGES = (Stage(64, 64, 120_000), Stage(128, 32, 14_000), Stage(192, 16, 11_000), Stage(192, 16, 6_400))
 LEARNING_RATE, WARMUP_STEPS = 2e-3, 125
+# The last stage is a second, lower cosine: the first had ended with the tower still improving.
+POLISH_RATE = 6e-4
 BACKGROUND_WEIGHT = 0.15  # of the background class; without it the tower learns to say "nothing"
 
 TOWER_CONFIG = CLIPVisionConfig(
@@ -112,32 +114,47 @@ class TowerRun:
         self.checkpoint = Checkpoint(
             out / "tower.pt", tower=self.tower, heads=self.heads, optimizer=self.optimizer
         )
-        self._source: tuple[Stage, Iterator[dict[str, Any]]] | None = None
+        self._source: tuple[int, Iterator[dict[str, Any]]] | None = None
 
     def train(self) -> None:
         total = sum(stage.steps for stage in STAGES)
         run_steps("tower", self.checkpoint, self.checkpoint.load(), total, self._step)
 
     def _batch(self, step: int) -> dict[str, Any]:
-        stage = stage_at(STAGES, step)
-        if self._source is None or self._source[0] is not stage:
-            first = sum(s.samples for s in STAGES[: STAGES.index(stage)])
-            into = step - sum(s.steps for s in STAGES[: STAGES.index(stage)])
-            loader = window_loader(self.sprites, stage.side, stage.batch, first + into * stage.batch)
-            self._source = stage, iter(loader)
+        number, into = _locate(step)
+        if self._source is None or self._source[0] != number:
+            stage = STAGES[number]
+            first = sum(s.samples for s in STAGES[:number]) + into * stage.batch
+            self._source = number, iter(window_loader(self.sprites, stage.side, stage.batch, first))
         return next(self._source[1])
 
     def _step(self, step: int) -> dict[str, float]:
         loss, right = dense_loss(self.tower, self.heads, self._batch(step))
-        rate = cosine_rate(LEARNING_RATE, step, WARMUP_STEPS, _compute_done(step))
-        update(self.optimizer, self.tower, loss, rate)
+        update(self.optimizer, self.tower, loss, learning_rate(step))
         return {"loss": loss.item(), "right": right}
 
 
-def _compute_done(step: int) -> float:
-    """Share of the run's pixels that `step` steps have seen: the learning rate follows cost, not steps."""
+def _locate(step: int) -> tuple[int, int]:
+    """The stage's number that `step` belongs to, and the step's number in it."""
+    for number, stage in enumerate(STAGES):
+        if step < stage.steps:
+            return number, step
+        step -= stage.steps
+    raise ValueError("the step lies past the last stage")
+
+
+def learning_rate(step: int) -> float:
+    """One cosine over all stages but the last, a lower one over the last."""
+    main = sum(stage.steps for stage in STAGES[:-1])
+    if step >= main:
+        return cosine_rate(POLISH_RATE, step - main, WARMUP_STEPS // 5, (step - main) / STAGES[-1].steps)
+    return cosine_rate(LEARNING_RATE, step, WARMUP_STEPS, _compute_done(step, STAGES[:-1]))
+
+
+def _compute_done(step: int, stages: tuple[Stage, ...]) -> float:
+    """Share of the stages' pixels that `step` steps have seen: the learning rate follows cost, not steps."""
     done = total = 0
-    for stage in STAGES:
+    for stage in stages:
         pixels = stage.batch * stage.side**2
         done += min(step, stage.steps) * pixels
         total += stage.steps * pixels

@@ -22,7 +22,7 @@ from model.train.pack import Packed, Packer
 LEARNING_RATE = 1e-3
 
 
-STAGES = (Stage((96, 192), 4, 8, 1500), Stage((IMAGE_TOKENS, IMAGE_TOKENS), 5, 8, 600))
+STAGES = (Stage((96, 192), 4, 8, 1200), Stage((IMAGE_TOKENS, IMAGE_TOKENS), 5, 8, 400))
 
 
 class Twig(nn.Module):

@@ -1,0 +1,107 @@
+"""Scenes: the same seed gives the same scene, what is said is true, what is drawn is where it is said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model.scenes.art import SPRITE_PX
+from model.scenes.compose import CELL_PX, GRID, IGNORE, IMAGE_PX, PATCH_PX, TEST_SEEDS, draw, random_scene
+from model.scenes.language import QUESTIONS, describe, turns
+from model.scenes.score import read_description, score_description
+from model.scenes.words import NOUNS, PLACES, STYLES, article, plural
+
+SAMPLES = Path(__file__).parents[2] / "docs" / "samples"
+
+
+@pytest.fixture(scope="module")
+def sprites() -> np.ndarray:
+    """Opaque squares in random colours: art enough to see where something was drawn."""
+    art = np.zeros((len(NOUNS), len(STYLES), SPRITE_PX, SPRITE_PX, 4), np.uint8)
+    art[..., :3] = np.random.default_rng(0).integers(0, 255, (len(NOUNS), len(STYLES), 1, 1, 3))
+    art[..., 3] = 255
+    return art
+
+
+def rng(seed: int) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_objects_stay_in_their_cells(seed: int) -> None:
+    for thing in random_scene(rng(seed)).objects:
+        row, column = divmod(PLACES.index(thing.place), 3)
+        assert column * CELL_PX <= thing.x
+        assert thing.x + thing.px <= (column + 1) * CELL_PX
+        assert row * CELL_PX <= thing.y
+        assert thing.y + thing.px <= (row + 1) * CELL_PX
+
+
+def test_a_seed_is_a_scene(sprites: np.ndarray) -> None:
+    first, second = (draw(random_scene(r), sprites, r)[0] for r in (rng(5), rng(5)))
+    assert np.array_equal(first, second)
+    assert first.shape == (IMAGE_PX, IMAGE_PX, 3)
+
+
+def test_patch_labels_name_what_covers_the_patch(sprites: np.ndarray) -> None:
+    scene = random_scene(rng(3))
+    labels = draw(scene, sprites, rng(3))[1].noun.reshape(GRID, GRID)
+    for thing in scene.objects:
+        middle = labels[(thing.y + thing.px // 2) // PATCH_PX, (thing.x + thing.px // 2) // PATCH_PX]
+        assert middle == 1 + NOUNS.index(thing.noun)
+    named = set(labels[labels > 0] - 1)
+    assert named == {NOUNS.index(thing.noun) for thing in scene.objects}
+
+
+def test_a_window_is_a_cut_of_the_whole(sprites: np.ndarray) -> None:
+    scene = random_scene(rng(8))
+    whole = draw(scene, sprites, rng(0))[1].noun.reshape(GRID, GRID)
+    window = draw(scene, sprites, rng(0), (64, 32, 96))[1].noun.reshape(12, 12)
+    assert np.array_equal(window, whole[4:16, 8:20])
+    assert IGNORE not in np.unique(window[window > 0])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_description_scores_full_marks_on_its_scene(seed: int) -> None:
+    scene = random_scene(rng(seed))
+    score = score_description(scene, describe(scene))
+    assert score.objects == score.said == score.named == score.placed == score.sized
+    assert score.background
+
+
+def test_a_wrong_description_loses_marks() -> None:
+    scene = random_scene(rng(9004))
+    text = describe(scene).replace("apple", "pear").replace("At the bottom right", "At the bottom left")
+    score = score_description(scene, text)
+    assert (score.objects, score.named, score.placed) == (5, 4, 3)
+    assert len(read_description(text)) == 5
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_every_kind_of_question_is_asked(seed: int) -> None:
+    generator = rng(seed)
+    asked = turns(random_scene(generator), generator, len(QUESTIONS))
+    assert asked[0].task == "describe"
+    assert all(turn.prompt.endswith(("?", ".")) and turn.answer.endswith(".") for turn in asked)
+    assert {"exists", "count", "where", "background"} <= {turn.task for turn in asked}
+
+
+def test_nouns_are_plenty_and_distinct() -> None:
+    assert len(NOUNS) == len(set(NOUNS)) >= 150
+    assert plural("wolf") == "wolves"
+    assert (article("apple"), article("unicorn"), article("dog")) == ("an apple", "a unicorn", "a dog")
+
+
+def test_samples_are_held_out_and_match_their_seed() -> None:
+    """The sample pictures say in JSON what their scenes hold; a drift of the composer would show here."""
+    truths = sorted(SAMPLES.glob("*.json"))
+    assert truths
+    for path in truths:
+        truth = json.loads(path.read_text())
+        assert truth["seed"] in TEST_SEEDS
+        scene = random_scene(rng(truth["seed"]))
+        assert [o["noun"] for o in truth["objects"]] == [o.noun for o in scene.objects]
+        assert truth["background"] == f"{scene.pattern} {scene.color}"

@@ -1,0 +1,124 @@
+"""Training: packed turns equal lone turns, a resumed run equals an uninterrupted one, outputs load unmodified."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    AutoProcessor,
+    CLIPVisionModel,
+    LlavaForConditionalGeneration,
+    PreTrainedTokenizerFast,
+)
+
+from model.scenes.art import SPRITE_PX
+from model.scenes.language import turns
+from model.scenes.words import NOUNS, STYLES
+from model.train import base as base_module
+from model.train import tower as tower_module
+from model.train import twig as twig_module
+from model.train.base import BaseRun, forward_packed, new_base
+from model.train.batches import IMAGE_TOKENS, Stage
+from model.train.features import FeaturePool, build_pool
+from model.train.loop import stage_at
+from model.train.pack import Packer
+from model.train.recipe import write_base
+from model.train.tokenizer import make_tokenizer, save_processor
+from model.train.tower import TOWER_CONFIG, TowerRun
+from model.train.twig import TwigRun
+
+pytestmark = pytest.mark.filterwarnings(
+    # torch's own collate function on arrays that the scene composer made read-only
+    "ignore:The given NumPy array is not writable"
+)
+
+
+@pytest.fixture(scope="module")
+def sprites(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("art") / "sprites.npy"
+    shape = (len(NOUNS), len(STYLES), SPRITE_PX, SPRITE_PX, 4)
+    np.save(path, np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8))
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return make_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def pool(sprites: Path, tmp_path_factory: pytest.TempPathFactory) -> FeaturePool:
+    torch.manual_seed(0)
+    tower = CLIPVisionModel(TOWER_CONFIG)
+    return build_pool(tower, sprites, tmp_path_factory.mktemp("pool") / "features.npy", 4, lambda _: None)
+
+
+def test_a_packed_turn_is_the_lone_prompt(pool: FeaturePool, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Packing once let a turn see its neighbours' answers; here it equals transformers on the plain prompt."""
+    torch.manual_seed(0)
+    vlm = new_base(tokenizer).eval()
+    packer = Packer(tokenizer, IMAGE_TOKENS)
+    asked = turns(pool.scenes[0], np.random.default_rng(0), 2)
+    everything = [np.arange(IMAGE_TOKENS)]
+    visual = pool.visual(np.array([0]), everything)
+    with torch.no_grad():
+        packed = packer.pack([asked], everything)
+        hidden = forward_packed(vlm, packed, visual).flatten(0, 1)[packed.target_at]
+        prompt = f"USER: <image>\n{asked[2].prompt} ASSISTANT: {asked[2].answer}</s>"
+        ids = tokenizer.encode(prompt.replace("<image>", "<image>" * IMAGE_TOKENS))
+        embeds = vlm.get_input_embeddings()(torch.tensor([ids]))
+        at = [i for i, token in enumerate(ids) if token == vlm.config.image_token_index]
+        embeds[0, at] = vlm.model.multi_modal_projector(visual)[0]
+        alone = vlm.model.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state[0]
+    answer = len(tokenizer.encode(f" {asked[2].answer}", add_special_tokens=False)) + 1
+    torch.testing.assert_close(hidden[-answer:], alone[-answer - 1 : -1], atol=2e-5, rtol=1e-4)
+    assert packed.target[-answer:].tolist() == ids[-answer:]
+
+
+def test_tower_resumes_where_it_stopped(
+    sprites: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tower_module, "STAGES", (tower_module.Stage(64, 2, 2), tower_module.Stage(64, 2, 2)))
+    whole = TowerRun(tmp_path / "whole", sprites)
+    (tmp_path / "whole").mkdir()
+    whole.train()
+    (tmp_path / "parts").mkdir()
+    first = TowerRun(tmp_path / "parts", sprites)
+    first._step(0)
+    first.checkpoint.save(1)
+    second = TowerRun(tmp_path / "parts", sprites)
+    second.train()
+    for name, weight in whole.tower.state_dict().items():
+        torch.testing.assert_close(second.tower.state_dict()[name], weight, msg=name)
+
+
+def test_base_and_twig_train_and_load_unmodified(
+    pool: FeaturePool, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base_module, "ALIGN_STEPS", 1)
+    monkeypatch.setattr(base_module, "STAGES", (Stage((8, 16), 1, 2, 2),))
+    monkeypatch.setattr(twig_module, "STAGES", (Stage((8, 16), 1, 2, 2),))
+    run = BaseRun(tmp_path, pool, tokenizer)
+    run.train()
+    save_processor(tmp_path / "base")
+    write_base(run.vlm, tmp_path / "base")
+    vlm = LlavaForConditionalGeneration.from_pretrained(tmp_path / "base", dtype=torch.float32)
+    processor = AutoProcessor.from_pretrained(tmp_path / "base")
+    message = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Describe the image."}]}
+    ]
+    prompt = processor.apply_chat_template(message, add_generation_prompt=True)
+    assert prompt == "USER: <image>\nDescribe the image. ASSISTANT:"
+    twig = TwigRun(tmp_path, vlm, pool, tokenizer, fork_layer=1, twig_layers=2)
+    frozen = {name: weight.clone() for name, weight in vlm.state_dict().items()}
+    twig.train()
+    assert all(torch.equal(weight, frozen[name]) for name, weight in vlm.state_dict().items())
+    assert not torch.equal(twig.twig.lm_head.weight, vlm.lm_head.weight)
+
+
+def test_stages_follow_each_other() -> None:
+    stages = (Stage((1, 1), 1, 1, 3), Stage((2, 2), 1, 1, 2))
+    assert [stage_at(stages, step).visual[0] for step in range(7)] == [1, 1, 1, 2, 2, 2, 2]
