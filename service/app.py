@@ -1,0 +1,62 @@
+"""The gateway as an ASGI application: `create_app` puts broker, metrics, middleware and routes together.
+
+Invariant: the broker's one event reader lives exactly as long as the application.
+Must not know: what any route does. The gateway process never imports torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import AsyncIterator
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from PIL import Image
+
+from service.broker.base import GatewayBroker
+from service.broker.redis import RedisGatewayBroker
+from service.errors import install_handlers
+from service.gateway import Gateway
+from service.metrics import GatewayMetrics
+from service.middleware import BodyLimit, RequestId
+from service.routes import describe, health, models, playground
+from service.settings import GatewaySettings
+
+DESCRIPTION = """Descriptions of pictures by a vision-language model, with twig-guided pruning of visual
+tokens, self-speculative decoding and continuous batching."""
+# Besides the picture: the prompt, the other fields, multipart framing.
+BODY_OVERHEAD_BYTES = 1024 * 1024
+
+
+def create_app(settings: GatewaySettings, broker: GatewayBroker | None = None) -> FastAPI:
+    app = FastAPI(
+        title="twigserve", version=version("twigserve"), description=DESCRIPTION, lifespan=_lifespan
+    )
+    gateway = Gateway(settings, broker or RedisGatewayBroker(settings.redis), GatewayMetrics())
+    app.state.gateway = gateway
+    app.add_middleware(BodyLimit, max_bytes=max_body_bytes(settings))
+    app.add_middleware(RequestId)
+    install_handlers(app)
+    app.include_router(describe.router)
+    app.include_router(health.router)
+    app.include_router(models.router)
+    app.include_router(playground.router)
+    return app
+
+
+def max_body_bytes(settings: GatewaySettings) -> int:
+    """Room for one picture of the largest size as base64."""
+    return settings.max_image_bytes * 4 // 3 + BODY_OVERHEAD_BYTES
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    # PIL only warns of a decompression bomb up to twice its limit; here that is a refusal too.
+    warnings.simplefilter("error", Image.DecompressionBombWarning)
+    gateway: Gateway = app.state.gateway
+    await gateway.broker.start()
+    try:
+        yield
+    finally:
+        await gateway.broker.close()

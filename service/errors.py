@@ -1,0 +1,206 @@
+"""Every error a client can be given, and the one shape it is given in.
+
+    ApiError                        500  server_error
+    ├─ BadRequest                   400  invalid_request_error
+    │  └─ BadField                  400    … names the field in `param`
+    ├─ NotFound                     404
+    ├─ MethodNotAllowed             405
+    ├─ BodyTimeout                  408  the client did not send its body in time
+    ├─ TooLarge                     413  body, file or pixel count
+    ├─ UnsupportedMedia             415  not an image format (or content type) that is read
+    ├─ Unprocessable                422
+    │  ├─ UndecodableImage          422    right format, broken content
+    │  └─ ImpossibleRetained        422    R-bar outside the model's range
+    ├─ ClientGone                   499  nobody reads it; for counters and logs
+    ├─ TooBusy                      429  rate_limit_error, Retry-After
+    ├─ JobFailed                    500  server_error, the engine or the worker failed
+    ├─ Unavailable                  503  server_error, Retry-After
+    │  ├─ NoWorker                  503
+    │  └─ QueueDown                 503
+    └─ DeadlineExceeded             504  server_error
+
+Invariant: whatever is raised below a route leaves as `{"error": {message, type, code, param}}` with an
+`X-Request-ID`, and no message ever holds a traceback or an internal path.
+Must not know: how a request is checked, or what the queue is made of.
+"""
+
+from __future__ import annotations
+
+# ruff: noqa: N818 (a suffix "Error" on every leaf would only repeat the root)
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+REQUEST_ID_HEADER = "X-Request-ID"
+
+
+class ApiError(Exception):
+    status = 500
+    kind = "server_error"
+    code = "internal_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code or type(self).code
+        self.retry_after_s = retry_after_s
+
+    def body(self) -> dict[str, Any]:
+        error = {"message": self.message, "type": self.kind, "code": self.code, "param": self.param}
+        return {"error": error}
+
+
+class BadRequest(ApiError):
+    status, kind, code = 400, "invalid_request_error", "bad_request"
+
+
+class BadField(BadRequest):
+    code = "invalid_field"
+
+    def __init__(self, param: str, message: str, *, code: str | None = None) -> None:
+        super().__init__(message, param=param, code=code)
+
+
+class NotFound(ApiError):
+    status, kind, code = 404, "invalid_request_error", "not_found"
+
+
+class MethodNotAllowed(ApiError):
+    status, kind, code = 405, "invalid_request_error", "method_not_allowed"
+
+
+class BodyTimeout(ApiError):
+    status, kind, code = 408, "invalid_request_error", "body_timeout"
+
+
+class TooLarge(ApiError):
+    status, kind, code = 413, "invalid_request_error", "too_large"
+
+
+class UnsupportedMedia(ApiError):
+    status, kind, code = 415, "invalid_request_error", "unsupported_media_type"
+
+
+class Unprocessable(ApiError):
+    status, kind, code = 422, "invalid_request_error", "unprocessable"
+
+
+class UndecodableImage(Unprocessable):
+    code = "undecodable_image"
+
+
+class ImpossibleRetained(Unprocessable):
+    code = "impossible_retained_tokens"
+
+
+class ClientGone(ApiError):
+    status, kind, code = 499, "invalid_request_error", "client_gone"
+
+
+class TooBusy(ApiError):
+    status, kind, code = 429, "rate_limit_error", "queue_full"
+
+
+class JobFailed(ApiError):
+    code = "job_failed"
+
+
+class Unavailable(ApiError):
+    status, code = 503, "unavailable"
+
+
+class NoWorker(Unavailable):
+    code = "no_worker"
+
+
+class QueueDown(Unavailable):
+    code = "queue_down"
+
+
+class DeadlineExceeded(ApiError):
+    status, code = 504, "deadline_exceeded"
+
+
+ROUTING_ERRORS: dict[int, type[ApiError]] = {
+    400: BadRequest,
+    404: NotFound,
+    405: MethodNotAllowed,
+    413: TooLarge,
+    415: UnsupportedMedia,
+}
+
+
+def field_error(errors: Sequence[Any]) -> ApiError:
+    """The first of pydantic's findings as a 400 that names the field and, in its message, the limit."""
+    first = errors[0]
+    if first["type"] == "json_invalid":
+        return BadRequest("The body is not valid JSON.", code="invalid_json")
+    names = [part for part in first["loc"] if isinstance(part, str) and part not in ("body", "query")]
+    param = names[0] if names else ""
+    if not param:
+        return BadRequest(f"The body must be an object: {first['msg']}.")
+    if first["type"] == "extra_forbidden":
+        return BadField(param, f"Unknown field: '{param}'.", code="unknown_field")
+    if first["type"] == "missing":
+        return BadField(param, f"'{param}' is required.", code="missing_field")
+    return BadField(param, f"Bad value for '{param}': {first['msg']}.")
+
+
+def as_api_error(exc: Exception) -> ApiError:
+    if isinstance(exc, ApiError):
+        return exc
+    if isinstance(exc, RequestValidationError | ValidationError):
+        return field_error(exc.errors())
+    if isinstance(exc, HTTPException):
+        return _routing_error(exc)
+    if isinstance(exc, ClientDisconnect):
+        return ClientGone("The client went away.")
+    return ApiError("The service failed to answer this request.")
+
+
+def _routing_error(exc: HTTPException) -> ApiError:
+    known = ROUTING_ERRORS.get(exc.status_code)
+    if known is not None:
+        return known(str(exc.detail))
+    error = ApiError(str(exc.detail), code=HTTPStatus(exc.status_code).name.lower())
+    error.status = exc.status_code
+    if exc.status_code < 500:
+        error.kind = "invalid_request_error"
+    return error
+
+
+def error_response(request: Request, exc: Exception) -> JSONResponse:
+    error = as_api_error(exc)
+    headers = dict(exc.headers or {}) if isinstance(exc, HTTPException) else {}
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, error.retry_after_s))
+    # The handler of unknown exceptions answers outside the request-id middleware, so the header is set here.
+    request_id = getattr(request.state, "request_id", None)
+    if request_id is not None:
+        headers[REQUEST_ID_HEADER] = request_id
+    return JSONResponse(error.body(), status_code=error.status, headers=headers)
+
+
+async def _handle(request: Request, exc: Exception) -> JSONResponse:
+    return error_response(request, exc)
+
+
+def install_handlers(app: FastAPI) -> None:
+    kinds = (ApiError, HTTPException, RequestValidationError, ValidationError, ClientDisconnect, Exception)
+    for kind in kinds:
+        app.add_exception_handler(kind, _handle)

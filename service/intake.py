@@ -1,0 +1,105 @@
+"""A `/v1/describe` body, JSON or multipart, becomes checked fields and the bytes of its pictures.
+
+Invariant: both content types accept the same fields and refuse the same mistakes with the same errors.
+Must not know: the model card, what is in a picture, the queue.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from dataclasses import dataclass
+
+import anyio.to_thread
+from fastapi import Request
+from starlette.datastructures import FormData, UploadFile
+
+from service.errors import BadField, BadRequest, UnsupportedMedia
+from service.schemas import DescribeBody, DescribeFields
+
+# Structure only: how many pictures the model takes is the model card's to say.
+MAX_FORM_FILES = 64
+MAX_FORM_FIELDS = 64
+LIST_FIELDS = frozenset({"stop", "include"})
+
+
+@dataclass(frozen=True)
+class Submission:
+    fields: DescribeFields
+    images: list[bytes]
+
+
+async def read_submission(request: Request) -> Submission:
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type == "multipart/form-data":
+        async with request.form(max_files=MAX_FORM_FILES, max_fields=MAX_FORM_FIELDS) as form:
+            return await _from_form(form)
+    body = await request.body()
+    if not body:
+        raise BadRequest("The body is empty; send JSON or multipart/form-data.", code="empty_body")
+    if content_type != "application/json":
+        raise UnsupportedMedia(
+            f"Content-Type '{content_type[:80]}' is not read; send application/json or multipart/form-data."
+        )
+    # Megabytes of base64 would hold the event loop.
+    return await anyio.to_thread.run_sync(_from_json, body)
+
+
+def _from_json(body: bytes) -> Submission:
+    fields = DescribeBody.model_validate_json(body, strict=True)
+    return Submission(fields, [decode_base64(text) for text in fields.image])
+
+
+def decode_base64(text: str) -> bytes:
+    """Standard base64, bare or in a data URL. Other URLs are refused: the service fetches nothing."""
+    if text.startswith(("http://", "https://")):
+        raise BadField(
+            "image", "'image' is a URL; pictures are not fetched, send base64.", code="url_not_fetched"
+        )
+    if text.startswith("data:"):
+        head, comma, text = text.partition(",")
+        if not comma or not head.endswith(";base64"):
+            raise BadField("image", "'image' is a data URL, but not of the form data:<type>;base64,<data>.")
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as broken:
+        raise BadField("image", "'image' is not valid base64.", code="bad_base64") from broken
+
+
+async def _from_form(form: FormData) -> Submission:
+    texts: dict[str, str | list[str]] = {}
+    images: list[bytes] = []
+    for name, value in form.multi_items():
+        if name == "image":
+            images.append(await _file_bytes(value))
+        elif isinstance(value, UploadFile):
+            raise _misplaced_file(name)
+        else:
+            _put(texts, name, value)
+    fields = DescribeFields.model_validate(texts)
+    if not images:
+        raise BadField("image", "'image' is required.", code="missing_field")
+    return Submission(fields, images)
+
+
+async def _file_bytes(value: UploadFile | str) -> bytes:
+    if isinstance(value, str):
+        raise BadField("image", "'image' must be sent as a file (with a filename) in multipart/form-data.")
+    return await value.read()
+
+
+def _misplaced_file(name: str) -> BadField:
+    if name in DescribeFields.model_fields:
+        return BadField(name, f"'{name}' must be text, not a file.")
+    return BadField(name, f"Unknown field: '{name}'. Files are sent as 'image'.", code="unknown_field")
+
+
+def _put(texts: dict[str, str | list[str]], name: str, value: str) -> None:
+    if name not in LIST_FIELDS:
+        if name in texts:
+            raise BadField(name, f"'{name}' is given more than once.")
+        texts[name] = value
+        return
+    held = texts.setdefault(name, [])
+    if isinstance(held, list):
+        held.append(value)

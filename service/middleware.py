@@ -1,0 +1,97 @@
+"""What every HTTP exchange passes through: its request id, and the limit on its body.
+
+Invariant: every response carries `X-Request-ID`; no more than the limit of a body is ever handed on.
+Plain ASGI, because starlette's BaseHTTPMiddleware hides a client's disconnect from the route.
+Must not know: routes, or what is in a body.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import uuid
+
+from fastapi import Request
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import REQUEST_ID_HEADER, TooLarge, error_response
+
+SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+# A client that is still sending when the connection closes loses the answer to a TCP reset; so the rest of
+# a body that is too large is read and dropped, within these bounds, before it is refused.
+DRAIN_FACTOR = 4
+DRAIN_S = 5.0
+
+
+class RequestId:
+    """Keeps the client's own id if it is a sane one, else makes one."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
+        request_id = given if SANE_ID.fullmatch(given) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)
+
+
+class BodyLimit:
+    """413 at once where Content-Length tells, else as soon as the bytes that came are too many."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        announced = Headers(scope=scope).get("content-length", "")
+        if announced.isdecimal() and int(announced) > self._max_bytes:
+            await self._drain(receive)
+            await error_response(Request(scope), self._error())(scope, receive, send)
+            return
+        await self._app(scope, self._counted(receive), send)
+
+    def _counted(self, receive: Receive) -> Receive:
+        seen = 0
+
+        async def counted() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen <= self._max_bytes:
+                return message
+            if message.get("more_body", False):
+                await self._drain(receive)
+            raise self._error()
+
+        return counted
+
+    async def _drain(self, receive: Receive) -> None:
+        dropped = 0
+        try:
+            async with asyncio.timeout(DRAIN_S):
+                while dropped <= DRAIN_FACTOR * self._max_bytes:
+                    message = await receive()
+                    dropped += len(message.get("body", b""))
+                    if not message.get("more_body", False):
+                        return
+        except TimeoutError:
+            return
+
+    def _error(self) -> TooLarge:
+        return TooLarge(
+            f"The body is too large; at most {self._max_bytes} bytes are read.", code="body_too_large"
+        )

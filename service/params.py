@@ -1,0 +1,83 @@
+"""What a request asks for, held against what the model and this service can do.
+
+Invariant: what leaves here the engine can run; what it cannot run is refused by the name of its field.
+Must not know: HTTP, pictures, the queue.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from service.errors import BadField, ImpossibleRetained
+from service.protocol import JobParams, ModelCard
+from service.schemas import DescribeFields
+
+
+@dataclass(frozen=True)
+class TextLimits:
+    max_prompt_chars: int
+    max_tokens_default: int
+    max_tokens_limit: int
+
+
+def job_params(fields: DescribeFields, card: ModelCard, images: int, limits: TextLimits) -> JobParams:
+    if images > card.max_images:
+        raise BadField("image", f"{images} images; '{card.model_id}' takes at most {card.max_images}.")
+    if len(fields.prompt) > limits.max_prompt_chars:
+        raise BadField("prompt", f"'prompt' has more than {limits.max_prompt_chars} characters.")
+    _refuse_unsupported(fields, card)
+    return JobParams(
+        max_tokens=_max_tokens(fields, card, limits),
+        temperature=fields.temperature,
+        top_p=fields.top_p,
+        top_k=fields.top_k,
+        seed=fields.seed,
+        retained_tokens=retained_tokens(fields, card, images),
+        speculation=card.speculation if fields.speculation is None else fields.speculation,
+        token_map="token_map" in fields.include,
+    )
+
+
+def _refuse_unsupported(fields: DescribeFields, card: ModelCard) -> None:
+    if fields.temperature > 0:
+        raise BadField(
+            "temperature", "Sampling is not supported yet; temperature must be 0.", code="unsupported_value"
+        )
+    if fields.stop:
+        raise BadField(
+            "stop", "Stop strings are not supported yet; leave 'stop' out.", code="unsupported_value"
+        )
+    if fields.speculation and not card.speculation:
+        raise BadField(
+            "speculation", f"'{card.model_id}' has no twig to draft with.", code="unsupported_value"
+        )
+
+
+def _max_tokens(fields: DescribeFields, card: ModelCard, limits: TextLimits) -> int:
+    limit = min(limits.max_tokens_limit, card.max_model_len)
+    if fields.max_tokens is None:
+        return min(limits.max_tokens_default, limit)
+    if fields.max_tokens > limit:
+        raise BadField("max_tokens", f"'max_tokens' is {fields.max_tokens}; at most {limit} are generated.")
+    return fields.max_tokens
+
+
+def retained_tokens(fields: DescribeFields, card: ModelCard, images: int) -> int | None:
+    """R-bar over all the request's images; None leaves it to the worker. A tier is meant for each image."""
+    if fields.quality is not None:
+        if fields.retained_tokens is not None:
+            raise BadField("retained_tokens", "Give either 'quality' or 'retained_tokens', not both.")
+        if fields.quality not in card.quality:
+            tiers = ", ".join(card.quality) or "none"
+            raise BadField("quality", f"Unknown quality '{fields.quality}'; '{card.model_id}' has: {tiers}.")
+        return images * card.quality[fields.quality]
+    asked = fields.retained_tokens
+    if asked is None:
+        return None
+    low, high, whole = (images * n for n in (card.retained_min, card.retained_max, card.image_tokens))
+    if asked != whole and not low <= asked <= high:
+        raise ImpossibleRetained(
+            f"'retained_tokens' is {asked}; legal are {low} to {high}, or {whole} for no pruning.",
+            param="retained_tokens",
+        )
+    return asked

@@ -1,0 +1,1 @@
+"""The HTTP routes, one file a resource. They see the `Gateway`, never Redis."""

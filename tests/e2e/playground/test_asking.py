@@ -1,0 +1,138 @@
+"""Asking in the playground: the stream, the settings, pictures of one's own, cancelling."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+pytest.importorskip("playwright", reason="Playwright is not installed (pip install playwright)")
+
+from playwright.async_api import expect
+
+from tests.e2e.playground.parts import answer, ask, ask_button, finished, panel, picture
+from tests.e2e.playground.scene_worker import PATCHES, TEXT
+from tests.e2e.playground.stage import Stage
+
+pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="package")]
+
+KEPT_OF_FAST = 41
+
+
+async def test_a_bundled_scene_streams_round_by_round(stage: Stage) -> None:
+    page = await stage.open()
+    await ask(page)
+    await expect(panel(page).locator(".status")).to_have_text("Waiting for the first token…")
+    stage.allow(1)
+    await expect(answer(page)).to_have_text("The")
+    await expect(answer(page)).to_have_attribute("aria-busy", "true")
+    stage.allow(1)
+    await expect(answer(page)).to_have_text("The picture shows four objects on")
+    await expect(panel(page).locator(".acceptance-note")).to_have_text("of the text drafted so far")
+    await expect(panel(page).locator(".speed")).to_have_text(re.compile(r"^\d+(\.\d)?$"))
+    stage.allow()
+    await finished(page)
+    await expect(answer(page)).to_have_text(TEXT)
+    await expect(answer(page)).to_have_attribute("aria-busy", "false")
+
+
+async def test_the_end_shows_the_services_own_figures_and_whose_token_is_which(stage: Stage) -> None:
+    stage.allow()
+    page = await stage.open()
+    await ask(page)
+    await finished(page)
+    shown = panel(page)
+    await expect(shown.locator(".kept")).to_have_text(f"{KEPT_OF_FAST} of {PATCHES}")
+    await expect(shown.locator(".kept-note")).to_contain_text("64 on average")
+    await expect(shown.locator(".acceptance")).to_have_text("85 %")
+    await expect(shown.locator(".first-note")).to_have_text("queue 1, vision 18, prefill 25")
+    own, drafted = answer(page).locator(".own").first, answer(page).locator(".drafted").first
+    await expect(own).to_have_text("The")
+    # Told apart by more than colour.
+    assert "inset" in await drafted.evaluate("e => getComputedStyle(e).boxShadow")
+    assert await own.evaluate("e => getComputedStyle(e).boxShadow") == "none"
+    await expect(shown.locator(".legend")).to_contain_text("accepted by the full network")
+
+
+async def test_what_is_set_is_what_is_asked(stage: Stage) -> None:
+    stage.allow()
+    page = await stage.open()
+    await page.locator("#question").fill("Where is the kite?")
+    await page.get_by_label("Longest answer").fill("17")
+    await panel(page).get_by_role("button", name="Best").click()
+    await panel(page).get_by_text("Speculation").click()
+    await page.locator("#question").press("Enter")
+    await expect(panel(page).locator(".status")).to_have_text("Stopped at the longest answer allowed.")
+    (job,) = stage.jobs
+    assert job.prompt == "Where is the kite?"
+    assert (job.params.max_tokens, job.params.retained_tokens, job.params.speculation) == (17, 192, False)
+    await expect(answer(page).locator(".drafted")).to_have_count(0)
+    await expect(panel(page).locator(".acceptance-note")).to_have_text("nothing was drafted")
+
+
+async def test_the_slider_stays_within_the_cards_range(stage: Stage) -> None:
+    stage.allow()
+    page = await stage.open()
+    slider = panel(page).get_by_role("slider")
+    await slider.focus()
+    await page.keyboard.press("Home")
+    await expect(slider).to_have_attribute("aria-valuetext", f"36 of {PATCHES}")
+    await page.keyboard.press("ArrowRight")
+    await ask(page)
+    await finished(page)
+    await slider.focus()
+    await page.keyboard.press("End")
+    await expect(slider).to_have_attribute("aria-valuetext", f"all {PATCHES}, exact")
+    await page.keyboard.press("ArrowLeft")
+    await expect(slider).to_have_attribute("aria-valuetext", f"432 of {PATCHES}")
+    assert [job.params.retained_tokens for job in stage.jobs] == [37]
+
+
+# --- pictures of one's own ---
+
+
+async def test_a_picked_file_is_sent(stage: Stage) -> None:
+    stage.allow()
+    page = await stage.open()
+    await page.locator("#file").set_input_files(
+        {"name": "blue.png", "mimeType": "image/png", "buffer": picture()}
+    )
+    await expect(page.locator("#file-name")).to_have_text("blue.png · 40 × 30")
+    await ask(page)
+    await finished(page)
+    raw = next(blob for worker in stage.workers for blob in worker.blobs)
+    assert raw is not None
+    assert raw[:3] == bytes((40, 90, 160))
+
+
+async def test_a_dropped_or_pasted_picture_is_taken(stage: Stage) -> None:
+    page = await stage.open()
+    for way in ("drop", "paste"):
+        await page.evaluate(DROP_OR_PASTE, [way, list(picture())])
+        await expect(page.locator("#file-name")).to_have_text(f"{way}.png · 40 × 30")
+    await expect(page.locator("#preview")).to_be_visible()
+
+
+DROP_OR_PASTE = """([way, bytes]) => {
+          const transfer = new DataTransfer();
+          transfer.items.add(new File([new Uint8Array(bytes)], `${way}.png`, { type: "image/png" }));
+          const init = { bubbles: true, cancelable: true };
+          document.getElementById("drop").dispatchEvent(way === "drop"
+            ? new DragEvent("drop", { ...init, dataTransfer: transfer })
+            : new ClipboardEvent("paste", { ...init, clipboardData: transfer }));
+        }"""
+
+
+# --- cancelling ---
+
+
+async def test_cancel_stops_the_work_on_the_server(stage: Stage) -> None:
+    page = await stage.open()
+    await ask(page)
+    stage.allow(1)
+    await expect(answer(page)).to_have_text("The")
+    await page.get_by_role("button", name="Cancel", exact=True).click()
+    await expect(panel(page).locator(".status")).to_contain_text("Cancelled")
+    assert await stage.cancelled() == [job.id for job in stage.jobs]
+    await expect(ask_button(page)).to_be_enabled()
+    await expect(page.get_by_role("button", name="Cancel", exact=True)).to_be_hidden()

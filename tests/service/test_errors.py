@@ -1,0 +1,89 @@
+"""Every way out of the gateway has the one error shape and a request id."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from service.errors import ApiError, BadField, TooBusy, as_api_error, install_handlers
+from service.middleware import RequestId
+
+
+def leaves(kind: type[ApiError]) -> list[type[ApiError]]:
+    return [kind, *(leaf for child in kind.__subclasses__() for leaf in leaves(child))]
+
+
+def app_raising(error: Exception) -> FastAPI:
+    app = FastAPI()
+    app.add_middleware(RequestId)
+    install_handlers(app)
+
+    @app.get("/")
+    async def fail(request: Request) -> None:
+        raise error
+
+    return app
+
+
+async def answer_to(error: Exception) -> httpx.Response:
+    transport = httpx.ASGITransport(app_raising(error), raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+        return await client.get("/", headers={"X-Request-ID": "r-1"})
+
+
+@pytest.mark.parametrize("kind", leaves(ApiError), ids=lambda kind: kind.__name__)
+async def test_every_leaf_of_the_tree(kind: type[ApiError]) -> None:
+    error = BadField("seed", "what was wrong") if kind is BadField else kind("what was wrong", param="seed")
+    response = await answer_to(error)
+    assert response.status_code == kind.status
+    assert response.headers["X-Request-ID"] == "r-1"
+    assert response.json() == {
+        "error": {"message": "what was wrong", "type": kind.kind, "code": kind.code, "param": "seed"}
+    }
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("secret"), KeyError("secret"), BaseExceptionGroup("g", [ValueError("secret")])],
+    ids=repr,
+)
+async def test_an_unforeseen_error_tells_nothing(error: Exception) -> None:
+    response = await answer_to(error)
+    assert response.status_code == 500
+    assert "secret" not in response.text
+    assert response.headers["X-Request-ID"] == "r-1"
+    assert response.json()["error"]["type"] == "server_error"
+
+
+@pytest.mark.parametrize(("given", "sent"), [(7, "7"), (0, "1")])
+async def test_retry_after(given: int, sent: str) -> None:
+    response = await answer_to(TooBusy("later", retry_after_s=given))
+    assert response.headers["Retry-After"] == sent
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 405, 409, 413, 415, 418, 503])
+def test_framework_errors_keep_their_status(status: int) -> None:
+    error = as_api_error(HTTPException(status))
+    assert error.status == status
+    assert (error.kind == "server_error") == (status >= 500)
+
+
+def test_a_client_that_left() -> None:
+    assert as_api_error(ClientDisconnect()).status == 499
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/nowhere", 404), ("GET", "/v1/describe", 405), ("DELETE", "/livez", 405), ("POST", "/v2", 404)],
+)
+async def test_routing_errors(client: httpx.AsyncClient, method: str, path: str, status: int) -> None:
+    response = await client.request(method, path)
+    body: dict[str, Any] = response.json()
+    assert response.status_code == status
+    assert set(body["error"]) == {"message", "type", "code", "param"}
+    assert response.headers["X-Request-ID"]

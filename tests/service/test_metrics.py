@@ -1,0 +1,79 @@
+"""Metrics: two registries whose expositions can be joined, and the probe that reads one."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+
+import pytest
+from prometheus_client import start_http_server
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.log import JsonFormatter
+from service.metrics import GatewayMetrics, WorkerMetrics, render_metrics
+from service.probe import worker_problem
+from service.protocol import DoneData, QueueStats
+
+DONE = DoneData(text="t", token_ids=(1, 2, 3), finish_reason="stop", prompt_tokens=20, image_tokens=16)
+
+
+@pytest.fixture
+def exposed() -> Iterator[tuple[WorkerMetrics, str]]:
+    metrics = WorkerMetrics(layers=8)
+    server, thread = start_http_server(0, "127.0.0.1", metrics.registry)
+    yield metrics, f"http://127.0.0.1:{server.server_port}/metrics"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+async def test_the_workers_exposition_is_appended(exposed: tuple[WorkerMetrics, str]):
+    worker, url = exposed
+    worker.finished(DONE.model_copy(update={"retained_tokens": 4.0, "draft_tokens": 5}), [2, 1])
+    gateway = GatewayMetrics()
+    gateway.succeeded("stop", e2e_s=0.5, ttft_s=0.1)
+    gateway.see_queue(QueueStats(waiting=2, pending=1, oldest_age_s=3.0, dead=4), [])
+    body = (await render_metrics(gateway.registry, [url, url])).decode()
+    samples = {
+        (sample.name, sample.labels.get("worker")): sample.value
+        for family in text_string_to_metric_families(body)
+        for sample in family.samples
+    }
+    assert samples["twigvlm_queue_lag", None] == 2
+    assert samples["twigvlm_image_tokens_pruned_total", "0"] == 12
+    assert samples["twigvlm_image_tokens_pruned_total", "1"] == 12
+    assert samples["twigvlm_spec_decode_num_draft_tokens_total", "0"] == 5
+    assert body.count("# TYPE twigvlm_build_info") == 1
+    assert not [name for name, _ in samples if name.endswith("_created")]
+
+
+async def test_a_worker_that_does_not_answer_is_left_out():
+    body = await render_metrics(GatewayMetrics().registry, ["http://127.0.0.1:9/metrics"])
+    assert b"twigvlm_queue_lag" in body
+
+
+def test_the_two_sides_share_only_the_build_info():
+    names = [
+        {family.name for family in metrics.registry.collect()}
+        for metrics in (GatewayMetrics(), WorkerMetrics(1))
+    ]
+    assert names[0] & names[1] == {"twigvlm_build_info"}
+
+
+def test_the_probe_sees_a_loop_that_stands(exposed: tuple[WorkerMetrics, str]):
+    metrics, url = exposed
+    metrics.last_round.set_to_current_time()
+    assert worker_problem(url, 60) is None
+    metrics.last_round.set(time.time() - 100)
+    assert "has not turned for 100 s" in (worker_problem(url, 60) or "")
+    assert worker_problem("http://127.0.0.1:9/metrics", 60) is not None
+
+
+def test_a_log_line_is_json_without_what_the_user_sent():
+    record = logging.makeLogRecord({"name": "n", "msg": "done", "levelname": "INFO"})
+    record.__dict__ |= {"job_id": "j", "prompt": "my secret", "image": b"bytes"}
+    line = JsonFormatter().format(record)
+    assert '"job_id": "j"' in line
+    assert "secret" not in line
+    assert "bytes" not in line
