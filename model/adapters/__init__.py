@@ -1,0 +1,29 @@
+"""The known model families, by the `model_type` of a checkpoint's config.json."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+import torch
+
+from model.adapters.base import Adapter
+from model.checkpoint import CONFIG_FILE, CheckpointError, read_json
+from model.config import ImageFit
+
+# model_type -> module with a `load(directory, *, dtype, device, image_fit)`.
+FAMILIES = {"llava": "model.adapters.llava"}
+
+
+def load_adapter(
+    directory: Path, *, dtype: torch.dtype, device: torch.device, image_fit: ImageFit | None
+) -> Adapter:
+    family = read_json(directory / CONFIG_FILE).get("model_type")
+    if family not in FAMILIES:
+        raise CheckpointError(
+            f"{directory}: unknown model family {family!r}; known: {', '.join(sorted(FAMILIES))}"
+        )
+    adapter: Adapter = import_module(FAMILIES[family]).load(
+        directory, dtype=dtype, device=device, image_fit=image_fit
+    )
+    return adapter

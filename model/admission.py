@@ -1,0 +1,165 @@
+"""Checks a request and turns it into a prompt: everything that can be refused is refused here. No torch.
+
+Invariant: what passes can run; what cannot raises a RequestError that names the field and its limit.
+Knows a family's prompt format only through the adapter; runs nothing on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from model.config import TwigConfig
+from model.generation import Prompt
+from model.limits import Limits
+from model.pruning import kept_budget, retained_average
+from model.request import Request, RequestError, SamplingParams
+
+if TYPE_CHECKING:
+    from model.adapters.base import Adapter
+
+
+def _is_int(value: Any, low: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low
+
+
+def check_sampling(sampling: SamplingParams) -> None:
+    """Greedy only so far. Under temperature 0 top_p, top_k and seed have no effect, as everywhere."""
+    checks = (
+        ("max_tokens", _is_int(sampling.max_tokens, 1), "must be an integer of at least 1"),
+        ("temperature", sampling.temperature >= 0, "must not be negative"),
+        ("temperature", sampling.temperature <= 0, "above 0 is not implemented: only greedy decoding is"),
+        ("top_p", 0 < sampling.top_p <= 1, "must lie in (0, 1]"),
+        ("top_k", _is_int(sampling.top_k, 0), "must be an integer of at least 0"),
+        (
+            "seed",
+            sampling.seed is None or _is_int(sampling.seed, 0),
+            "must be None or an integer of at least 0",
+        ),
+        ("stop", not sampling.stop, "is not implemented"),
+    )
+    for name, good, rule in checks:
+        if not good:
+            raise RequestError(f"{name} {rule} (got {getattr(sampling, name)!r})", param=name)
+
+
+class Admission:
+    def __init__(self, adapter: Adapter, twig: TwigConfig | None, layers: int, limits: Limits) -> None:
+        self.adapter, self.twig, self.layers, self.limits = adapter, twig, layers, limits
+
+    def prompt(self, request: Request) -> Prompt:
+        check_sampling(request.sampling)
+        images = self._count_images(request)
+        token_ids = self._expand(self._token_ids(request, images), images)
+        self._check_length(token_ids, request.sampling.max_tokens)
+        self._check_ids(request.resume_token_ids, "resume_token_ids")
+        visual = [i for i, token in enumerate(token_ids) if token == self.adapter.image_token_id]
+        kept, average = self._budget(request.retained_tokens, len(visual), images)
+        return Prompt(
+            token_ids=token_ids,
+            visual=visual,
+            kept_tokens=kept,
+            pruned=average < len(visual),
+            retained_average=average,
+            speculate=request.speculation and self.twig is not None and self.limits.draft_tokens > 0,
+            resume_token_ids=tuple(request.resume_token_ids),
+            pixel_values=request.pixel_values,
+            images=tuple(request.images),
+        )
+
+    def _count_images(self, request: Request) -> int:
+        if request.pixel_values is not None:
+            return self._count_pixel_values(request)
+        for index, image in enumerate(request.images):
+            if not _is_picture(image):
+                raise RequestError(
+                    f"image {index} is neither a PIL image nor uint8 [H, W, 3]", param="images"
+                )
+        return self._within_limit(len(request.images), "images")
+
+    def _count_pixel_values(self, request: Request) -> int:
+        if request.images:
+            raise RequestError("give images or pixel_values, not both", param="pixel_values")
+        shape, wanted = list(getattr(request.pixel_values, "shape", ())), list(self.adapter.image_shape)
+        if len(shape) != 4 or shape[1:] != wanted:
+            raise RequestError(
+                f"pixel_values has shape {shape}, expected [n, *{wanted}]", param="pixel_values"
+            )
+        return self._within_limit(shape[0], "pixel_values")
+
+    def _within_limit(self, images: int, param: str) -> int:
+        if images > self.limits.max_images:
+            raise RequestError(
+                f"{images} images given, at most {self.limits.max_images} are allowed", param=param
+            )
+        return images
+
+    def _token_ids(self, request: Request, images: int) -> list[int]:
+        if request.prompt_token_ids is None:
+            return self.adapter.prompt_token_ids(request.prompt, images)
+        if not len(request.prompt_token_ids):
+            raise RequestError("prompt_token_ids is empty", param="prompt_token_ids")
+        self._check_ids(request.prompt_token_ids, "prompt_token_ids")
+        return [int(token) for token in request.prompt_token_ids]
+
+    def _check_ids(self, ids: Sequence[int], param: str) -> None:
+        vocabulary = self.adapter.shape.vocabulary
+        for token in ids:
+            if not 0 <= token < vocabulary:
+                raise RequestError(f"token id {token} is not in the vocabulary of {vocabulary}", param=param)
+
+    def _expand(self, token_ids: list[int], images: int) -> list[int]:
+        """One placeholder an image becomes M of them; a prompt already expanded passes."""
+        placeholder, per_image = self.adapter.image_token_id, self.adapter.image_tokens
+        found = token_ids.count(placeholder)
+        if found == images * per_image:
+            return token_ids
+        if found != images:
+            raise RequestError(
+                f"{images} images given, but the prompt holds {found} image placeholders "
+                f"(one an image, or {per_image} an image if already expanded)",
+                param="images",
+            )
+        return [t for token in token_ids for t in [token] * (per_image if token == placeholder else 1)]
+
+    def _check_length(self, token_ids: list[int], max_tokens: int) -> None:
+        length, limit = len(token_ids), self.limits.max_model_len
+        if length >= limit:
+            raise RequestError(
+                f"the prompt has {length} tokens, the model takes {limit} in all", param="prompt"
+            )
+        if length + max_tokens > limit:
+            raise RequestError(
+                f"the prompt has {length} tokens and max_tokens is {max_tokens}, but the model takes {limit} "
+                f"in all: max_tokens can be at most {limit - length}",
+                param="max_tokens",
+            )
+
+    def _budget(self, retained: int | None, image_tokens: int, images: int) -> tuple[int, float]:
+        """R' and the average over all layers that it gives; both M where nothing is pruned."""
+        if retained is not None and (not isinstance(retained, int) or isinstance(retained, bool)):
+            raise RequestError(
+                f"retained_tokens must be a whole number, not {retained!r}", param="retained_tokens"
+            )
+        if self.twig is None:
+            if retained is not None and not 0 <= retained <= image_tokens:
+                raise RequestError(
+                    f"retained_tokens {retained} does not lie in 0..{image_tokens}", param="retained_tokens"
+                )
+            return image_tokens, float(image_tokens)
+        if retained is None:
+            retained = self.limits.default_retained * images
+        if retained == image_tokens:
+            return image_tokens, float(image_tokens)
+        fork, drop = self.twig.fork_layer, self.twig.drop_layer
+        kept = kept_budget(retained, self.layers, image_tokens, fork, drop)
+        return kept, retained_average(kept, self.layers, image_tokens, fork, drop)
+
+
+def _is_picture(image: Any) -> bool:
+    if hasattr(image, "convert"):  # PIL
+        return True
+    shape: tuple[int, ...] = getattr(image, "shape", ())
+    return (
+        len(shape) == 3 and shape[2] == 3 and 0 not in shape and str(getattr(image, "dtype", "")) == "uint8"
+    )

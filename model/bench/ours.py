@@ -1,0 +1,57 @@
+"""Our side: the engine driven round by round, its outputs timed as they leave `step`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from model.bench.measure import Arrivals, Limits
+from model.bench.prompts import Prompt
+from model.engine import Engine
+from model.request import Request, SamplingParams
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How the engine is asked. retained_tokens: R-bar; the image's whole M switches pruning off."""
+
+    retained_tokens: int
+    speculation: bool
+
+
+class EngineSide:
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def run(self, prompts: Sequence[Prompt], limits: Limits, mode: Mode) -> Arrivals:
+        sampling = SamplingParams(max_tokens=limits.max_tokens, ignore_eos=not limits.natural)
+        requests = [
+            Request(
+                prompt_token_ids=prompt.ids,
+                pixel_values=prompt.pixels,
+                sampling=sampling,
+                retained_tokens=mode.retained_tokens,
+                speculation=mode.speculation,
+            )
+            for prompt in prompts
+        ]
+        started_s = time.perf_counter()
+        arrivals = Arrivals(started_s, [])
+        rows = {self.engine.add(request): row for row, request in enumerate(requests)}
+        while self.engine.has_work():
+            self._round(rows, arrivals)
+        return arrivals
+
+    def _round(self, rows: dict[str, int], arrivals: Arrivals) -> None:
+        outputs = self.engine.step()
+        at, got = time.perf_counter(), [0] * len(rows)
+        for output in outputs:
+            got[rows[output.request_id]] += len(output.token_ids)
+            if output.result is None:
+                continue
+            if output.result.error:
+                raise RuntimeError(f"the engine failed in a benchmark: {output.result.error}")
+            arrivals.draft_tokens += output.result.draft_tokens
+            arrivals.accepted_tokens += output.result.accepted_tokens
+        arrivals.events.append((at, got))

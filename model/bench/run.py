@@ -1,0 +1,146 @@
+"""The benchmark: which methods, in which order, on which answers, and what is divided by what.
+
+What is fair here:
+- Both sides get the same token ids and pixel values, the same weights, dtype and threads, in one process;
+  transformers runs as it comes (sdpa attention, dynamic cache).
+- tokens_per_s is the decode rate of the whole batch: tokens that came after the moment at which the last
+  row had its first token, divided by the time from that moment to the last token of all. Vision tower and
+  prefill are outside it on both sides (they are in ttft_ms, the mean over the rows), and so are drafts
+  accepted in the prefill's own round. The tail, when few rows are left, is inside it on both sides.
+- `generate` answers one picture at a time and exists for batch 1; `generate_batched` is one left-padded
+  `generate` over the batch. A row that has ended gives no tokens on either side.
+- Answers are natural: each ends at its EOS or at max_tokens, for what a model says after its EOS is no
+  language and a twig guesses it differently. Rates, not totals, are compared, so that an answer which
+  pruning shortens by a word changes nothing. Where natural answers are shorter than MIN_NATURAL_TOKENS
+  on average (a model that was never trained), all are forced to max_tokens, and `machine.answers` says so.
+- The methods take turns within every repeat, after one unmeasured turn; figures are medians over repeats.
+- ratio divides by `generate` at batch 1 of the same run; it is null where that was not asked for.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from model.bench.config import PRUNING, SPECULATING, BenchConfig
+from model.bench.generate import GenerateSide
+from model.bench.measure import Arrivals, Figures, Limits
+from model.bench.ours import EngineSide, Mode
+from model.bench.prompts import Prompt, build_prompts
+from model.bench.report import machine
+from model.checkpoint import resolve
+from model.engine import Engine, EngineConfig
+
+MIN_NATURAL_TOKENS = 40
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Case:
+    method: str
+    batch: int
+
+
+class Bench:
+    """Both sides loaded, and the prompts."""
+
+    def __init__(self, config: BenchConfig, progress: Progress) -> None:
+        self.config = config
+        base, twig = resolve(config.model, config.twig)
+        if twig is None and (PRUNING | SPECULATING) & set(config.methods):
+            raise ValueError("ttp, ssd and ttp_ssd need a twig: name its directory, or choose other methods")
+        progress(f"loading {base}")
+        self.prompts = build_prompts(base, max(*config.batch, config.pictures))
+        self.engine = Engine.from_pretrained(
+            base,
+            twig,
+            device=config.device,
+            dtype=config.dtype,
+            config=EngineConfig(max_batch=max(config.batch), threads=config.threads),
+            fork_layer=config.fork_layer,
+            drop_layer=config.drop_layer,
+        )
+        self.theirs = GenerateSide(base, config.dtype, config.device)
+        self.ours = EngineSide(self.engine)
+        torch.set_num_threads(config.threads)
+        self.limits = self._settle_answers()
+
+    def retained(self, method: str) -> int:
+        card = self.engine.card
+        if method not in PRUNING:
+            return card.image_tokens
+        return card.default_retained if self.config.retained_tokens is None else self.config.retained_tokens
+
+    def cases(self) -> list[Case]:
+        """`generate` is batch 1 by nature, and the unit of all ratios whatever batch sizes were asked for."""
+        methods = self.config.methods
+        ours = [method for method in methods if not method.startswith("generate")]
+        cases = [Case("generate", 1)] if "generate" in methods else []
+        for batch in self.config.batch:
+            if batch > 1 and "generate_batched" in methods:
+                cases.append(Case("generate_batched", batch))
+            cases += [Case(method, batch) for method in ours]
+        return list(dict.fromkeys(cases))
+
+    def batches(self, size: int) -> Iterator[list[Prompt]]:
+        """Batch 1 describes several pictures one by one; a larger batch takes one picture a row, once."""
+        if size > 1:
+            yield self.prompts[:size]
+        else:
+            yield from ([prompt] for prompt in self.prompts[: self.config.pictures])
+
+    def measure(self, case: Case) -> list[Arrivals]:
+        if case.method.startswith("generate"):
+            return [self.theirs.run(prompts, self.limits) for prompts in self.batches(case.batch)]
+        mode = Mode(self.retained(case.method), case.method in SPECULATING)
+        return [self.ours.run(prompts, self.limits, mode) for prompts in self.batches(case.batch)]
+
+    def _settle_answers(self) -> Limits:
+        """Natural answers where they are long enough; looks at one unpruned answer to each picture."""
+        natural = Limits(self.config.max_tokens, natural=True)
+        mode = Mode(self.engine.card.image_tokens, speculation=False)
+        lengths = [self.ours.run(prompts, natural, mode).tokens for prompts in self.batches(1)]
+        long_enough = statistics.mean(lengths) >= min(MIN_NATURAL_TOKENS, self.config.max_tokens)
+        return Limits(self.config.max_tokens, natural=long_enough)
+
+
+def run_bench(config: BenchConfig, progress: Progress = lambda _line: None) -> dict[str, Any]:
+    """Measures every method at every batch size; returns the report of design section 3."""
+    bench = Bench(config, progress)
+    cases = bench.cases()
+    measured: dict[Case, list[Figures]] = {case: [] for case in cases}
+    turns = [(repeat, case) for repeat in range(config.repeats + 1) for case in cases]
+    for number, (repeat, case) in enumerate(turns, 1):
+        when = f"repeat {repeat}" if repeat else "warm-up"
+        progress(f"{number}/{len(turns)} {when}: {case.method}, batch {case.batch}")
+        figures = Figures.of(bench.measure(case))
+        if repeat:
+            measured[case].append(figures)
+    medians = {case: Figures.median(repeats) for case, repeats in measured.items()}
+    unit = medians.get(Case("generate", 1))
+    answers = "natural" if bench.limits.natural else "forced"
+    return {
+        "machine": machine(config.threads) | {"answers": answers, "repeats": config.repeats},
+        "results": [_row(config, bench, case, figures, unit) for case, figures in medians.items()],
+    }
+
+
+def _row(
+    config: BenchConfig, bench: Bench, case: Case, figures: Figures, unit: Figures | None
+) -> dict[str, Any]:
+    return {
+        "model": config.model,
+        "dtype": config.dtype,
+        "threads": config.threads,
+        "batch": case.batch,
+        "method": case.method,
+        "retained_tokens": bench.retained(case.method),
+        "tokens_per_s": round(figures.tokens_per_s, 2),
+        "ttft_ms": round(figures.ttft_ms, 2),
+        "acceptance": None if figures.acceptance is None else round(figures.acceptance, 4),
+        "ratio": None if unit is None else round(figures.tokens_per_s / unit.tokens_per_s, 3),
+    }

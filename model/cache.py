@@ -1,0 +1,215 @@
+"""The KV cache: three layer groups, each with its own length for every slot.
+
+`full` holds trunk and twig layers (all tokens), `kept` base layers K..F-1, `text` base layers F..L-1.
+Invariant: occupied slots are 0..n-1; what a window shows of them is a view, never a copy, and what lies
+beyond a slot's length is garbage but finite, and masked.
+Knows lengths and tensors, not requests; a token's position is somebody else's state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import add
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+GROUPS = ("full", "kept", "text")
+# Slabs grow in steps of this many tokens: growing copies, so it must be rare.
+GROWTH_TOKENS = 256
+# Rows whose lengths differ by no more than this attend in one padded call (measured on CPU).
+SPREAD_TOKENS = 128
+
+
+class Span(NamedTuple):
+    """New tokens of one sequence, or `width` of each of several neighbours, and all they may attend to.
+
+    keys, values: one view a layer, [rows, kv_heads, tokens, head_dim], the new tokens included.
+    mask: additive, broadcast to [rows, 1, width, tokens]; None where causality says enough.
+    """
+
+    rows: int
+    width: int
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    mask: Tensor | None
+    causal: bool
+
+
+@dataclass(frozen=True)
+class Window:
+    """One forward's access to one group: the new tokens of some slots, packed one slot after the other.
+
+    sizes: new tokens of each span. targets: one view a layer that takes the new
+    [sum of sizes, 2 * kv_heads * head_dim], at `index` where they are not consecutive.
+    """
+
+    spans: list[Span]
+    sizes: list[int]
+    targets: tuple[Tensor, ...]
+    index: Tensor | None
+
+    def write(self, layer: int, keys_values: Tensor) -> None:
+        if self.index is None:
+            self.targets[layer].copy_(keys_values)
+        else:
+            self.targets[layer].index_copy_(0, self.index, keys_values)
+
+
+def alike(slots: Sequence[int], starts: Sequence[int], widths: Sequence[int]) -> list[slice]:
+    """Cuts the rows of a window into runs of neighbouring slots that can attend in one padded call.
+
+    Attention of its own for every row costs a call each; a padded one reads every row to the longest.
+    """
+    cuts = [0]
+    for row in range(1, len(slots)):
+        first = cuts[-1]
+        neighbours = slots[row] == slots[row - 1] + 1 and widths[row] == widths[first]
+        if not neighbours or abs(starts[row] - starts[first]) > SPREAD_TOKENS:
+            cuts.append(row)
+    return list(map(slice, cuts, [*cuts[1:], len(slots)]))
+
+
+def causal_mask(before: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Additive [width, before + width]: new token i sees all `before` it and the new ones up to itself."""
+    mask = torch.full((width, before + width), float("-inf"), dtype=dtype, device=device)
+    return mask.triu_(before + 1)
+
+
+class LayerGroup:
+    """The slab of one group: [layers, slots, capacity, 2 * kv_heads * head_dim], keys before values.
+
+    Tokens are rows, so that the keys and values of a round are written by one operation a layer.
+    """
+
+    def __init__(
+        self, layers: int, slots: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.layers, self.slots = layers, slots
+        self.kv_heads, self.head_dim = kv_heads, head_dim
+        self.lengths = [0] * slots
+        self.slab = torch.zeros(layers, slots, 0, 2 * kv_heads * head_dim, dtype=dtype, device=device)
+        self._mask = self.slab.new_zeros(0, 0)
+
+    @property
+    def capacity(self) -> int:
+        return self.slab.shape[2]
+
+    def reserve(self, tokens: int) -> None:
+        if tokens <= self.capacity:
+            return
+        capacity = -(-tokens // GROWTH_TOKENS) * GROWTH_TOKENS
+        grown = self.slab.new_zeros(self.layers, self.slots, capacity, self.slab.shape[3])
+        grown[:, :, : self.capacity] = self.slab
+        self.slab = grown
+
+    def window(self, slots: Sequence[int], widths: Sequence[int], offset: int = 0) -> Window:
+        """Access for so many new tokens in each of the slots; lengths do not move yet.
+
+        offset: tokens of this round that earlier windows have already written.
+        """
+        starts = [self.lengths[slot] + offset for slot in slots]
+        self.reserve(max(map(add, starts, widths)))
+        spans = [
+            self._span(slots[run.start], starts[run], widths[run.start])
+            for run in alike(slots, starts, widths)
+        ]
+        if len(slots) == 1:
+            targets, index = self.slab[:, slots[0], starts[0] : starts[0] + widths[0]], None
+        else:
+            targets = self.slab.view(self.layers, self.slots * self.capacity, self.slab.shape[3])
+            firsts = [slot * self.capacity + start for slot, start in zip(slots, starts, strict=True)]
+            flat = [f + i for f, width in zip(firsts, widths, strict=True) for i in range(width)]
+            index = torch.tensor(flat, device=self.slab.device)
+        sizes = [span.rows * span.width for span in spans]
+        return Window(spans, sizes, targets.unbind(0), index)
+
+    def _span(self, slot: int, starts: list[int], width: int) -> Span:
+        rows, total = len(starts), max(starts) + width
+        seen = self.slab[:, slot : slot + rows, :total].view(
+            self.layers, rows, total, 2, self.kv_heads, self.head_dim
+        )
+        keys, values = seen.transpose(2, 4).unbind(3)  # [layers, rows, kv_heads, tokens, head_dim]
+        causal = width > 1 and total == width
+        mask = None
+        if rows > 1 and (width > 1 or min(starts) < max(starts)):
+            mask = self._padded_mask(starts, width, total)
+        elif width > 1 and not causal:
+            mask = self._causal_mask(starts[0], width)
+        return Span(rows, width, keys.unbind(0), values.unbind(0), mask, causal and rows == 1)
+
+    def _padded_mask(self, starts: list[int], width: int, total: int) -> Tensor:
+        # [rows, 1, width, total]: token i of a row sees its first start + i + 1 tokens.
+        device = self.slab.device
+        newest = torch.tensor(starts, device=device)[:, None] + torch.arange(width, device=device)
+        hidden = torch.arange(total, device=device) > newest[:, None, :, None]
+        mask = self.slab.new_zeros(len(starts), 1, width, total)
+        return mask.masked_fill_(hidden, float("-inf"))
+
+    def _causal_mask(self, before: int, width: int) -> Tensor:
+        """A view into one mask of this group: its last columns are those of any shorter history."""
+        if self._mask.shape[0] < width or self._mask.shape[1] < self.capacity + width:
+            rows = max(width, self._mask.shape[0])
+            self._mask = causal_mask(self.capacity, rows, self.slab.dtype, self.slab.device)
+        columns = self._mask.shape[1] - self._mask.shape[0]
+        return self._mask[:width, columns - before : columns + width]
+
+    def move(self, source: int, target: int) -> None:
+        length = self.lengths[source]
+        self.slab[:, target, :length] = self.slab[:, source, :length]
+        self.lengths[target], self.lengths[source] = length, 0
+
+
+class Cache:
+    """The three groups together, and which slots are taken."""
+
+    def __init__(self, full: LayerGroup, kept: LayerGroup, text: LayerGroup) -> None:
+        self.full, self.kept, self.text = full, kept, text
+        self.taken = 0
+
+    @property
+    def groups(self) -> tuple[LayerGroup, LayerGroup, LayerGroup]:
+        return self.full, self.kept, self.text
+
+    def take(self) -> int:
+        if self.taken == self.full.slots:
+            raise RuntimeError("no free slot in the cache")
+        self.taken += 1
+        return self.taken - 1
+
+    @torch.inference_mode()
+    def release(self, slot: int) -> int:
+        """Frees a slot. The last taken slot moves into the hole; returns the slot that moved (or `slot`)."""
+        last = self.taken - 1
+        for group in self.groups:
+            if slot != last:
+                group.move(last, slot)
+            group.lengths[last] = 0
+        self.taken = last
+        return last
+
+    def extend(self, slot: int, tokens: int) -> None:
+        """Counts the tokens that stay of those a round wrote; the rest is rolled back by not counting it."""
+        for group in self.groups:
+            group.lengths[slot] += tokens
+
+    def set_lengths(self, slot: int, full: int, kept: int, text: int) -> None:
+        for group, length in zip(self.groups, (full, kept, text), strict=True):
+            group.lengths[slot] = length
+
+    def clear(self) -> None:
+        self.taken = 0
+        for group in self.groups:
+            group.lengths = [0] * group.slots
+
+    def tokens_used(self) -> int:
+        return sum(self.full.lengths)
+
+    def check_empty(self) -> None:
+        if self.taken:
+            raise AssertionError(f"{self.taken} cache slots are still taken")
+        for name, group in zip(GROUPS, self.groups, strict=True):
+            if any(group.lengths):
+                raise AssertionError(f"cache group {name!r} is not empty: lengths {group.lengths}")

@@ -1,0 +1,95 @@
+"""What is set once, at the edge: the engine's limits and the twig's shape. No torch here.
+
+Invariant: both are frozen and checked when made; an unknown key stops the process and is named.
+Knows nothing of checkpoints on disk, requests or tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+ImageFit = Literal["pad"]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Limits and defaults of one engine; None means what the checkpoint (or its twig) says.
+
+    max_batch: sequences decoded together. max_model_len: prompt and output tokens of one sequence.
+    draft_tokens, draft_threshold: the most drafts a round, and the probability under which drafting stops.
+    image_fit: "pad" pads to a square with the mean colour first, as the published twig was trained.
+    quality: tier name -> R-bar of one image. threads: torch's, for the whole process.
+    """
+
+    max_batch: int = 8
+    max_model_len: int | None = None
+    max_images: int = 8
+    draft_tokens: int | None = None
+    draft_threshold: float | None = None
+    image_fit: ImageFit | None = None
+    quality: Mapping[str, int] | None = None
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        _require(self.max_batch >= 1, f"max_batch must be at least 1, not {self.max_batch}")
+        _require(self.max_images >= 1, f"max_images must be at least 1, not {self.max_images}")
+        for name in ("max_model_len", "threads"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"{name} must be at least 1, not {value}")
+        _require(self.image_fit in (None, "pad"), f'image_fit must be None or "pad", not {self.image_fit!r}')
+        if self.draft_tokens is not None:
+            _require(self.draft_tokens >= 0, f"draft_tokens must not be negative, not {self.draft_tokens}")
+        if self.draft_threshold is not None:
+            _require(
+                0.0 <= self.draft_threshold <= 1.0,
+                f"draft_threshold must lie in 0..1, not {self.draft_threshold}",
+            )
+
+
+@dataclass(frozen=True)
+class TwigConfig:
+    """`twig_config.json`: where the twig grows (K), how deep it is (T), where visual tokens end (F).
+
+    retained_tokens: the R-bar of one image it was trained for, None where it says nothing.
+    base_model, base_sha256: the base it belongs to; empty where unknown.
+    """
+
+    fork_layer: int
+    twig_layers: int
+    drop_layer: int
+    retained_tokens: int | None = None
+    draft_tokens: int = 5
+    draft_threshold: float = 0.6
+    base_model: str = ""
+    base_sha256: str = ""
+
+    def __post_init__(self) -> None:
+        _require(self.fork_layer >= 0, f"fork_layer must not be negative, not {self.fork_layer}")
+        _require(self.twig_layers >= 1, f"twig_layers must be at least 1, not {self.twig_layers}")
+        _require(
+            self.drop_layer > self.fork_layer,
+            f"drop_layer ({self.drop_layer}) must be above fork_layer ({self.fork_layer})",
+        )
+        _require(self.draft_tokens >= 0, f"draft_tokens must not be negative, not {self.draft_tokens}")
+        _require(
+            0.0 <= self.draft_threshold <= 1.0,
+            f"draft_threshold must lie in 0..1, not {self.draft_threshold}",
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> TwigConfig:
+        unknown = sorted(set(data) - {field.name for field in fields(cls)})
+        _require(not unknown, f"unknown keys in the twig's configuration: {', '.join(unknown)}")
+        missing = sorted({"fork_layer", "twig_layers", "drop_layer"} - set(data))
+        _require(not missing, f"missing keys in the twig's configuration: {', '.join(missing)}")
+        return cls(**data)

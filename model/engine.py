@@ -1,0 +1,269 @@
+"""The engine: requests in, tokens out, continuous batching inside.
+
+Each `step` drops what was aborted, lets waiting requests in while slots are free (vision, prefill), and
+decodes one round for all that run. Invariant: every request that `add` accepted leaves through exactly
+one `StepOutput` with a result, also when the model fails under it.
+Names no model family, touches no tensor, and knows nothing of HTTP or queues.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from model.adapters import load_adapter
+from model.adapters.base import Adapter
+from model.admission import Admission
+from model.card import ModelCard
+from model.checkpoint import resolve
+from model.config import EngineConfig
+from model.detokenize import Detokenizer
+from model.generation import Generation, Times
+from model.limits import card_of, limits_of
+from model.request import FinishReason, Request, RequestError, Result, SamplingParams, StepOutput
+from model.runner import Row, RowOutcome, Runner
+from model.scheduler import Scheduler
+from model.twig import Twig, load_twig
+
+__all__ = ["Engine", "EngineConfig", "EngineStats", "Request", "RequestError", "Result", "SamplingParams"]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Clock = Callable[[], float]
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """running, waiting: sequences; batch_size: rows of the last round; kv_tokens_*: in tokens, not bytes."""
+
+    running: int
+    waiting: int
+    batch_size: int
+    kv_tokens_used: int
+    kv_tokens_capacity: int
+    free_slots: int
+
+
+class Engine:
+    """Use `from_pretrained`. Not thread-safe: one thread owns an engine."""
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        twig: Twig | None,
+        config: EngineConfig,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        twig_config = twig.config if twig else None
+        limits = limits_of(adapter, twig_config, config)
+        self.card: ModelCard = card_of(adapter, twig_config, config, limits)
+        self._admission = Admission(adapter, twig_config, len(adapter.layers), limits)
+        self._adapter, self._limits, self._clock = adapter, limits, clock
+        self._scheduler = Scheduler(config.max_batch)
+        self._runner = Runner(
+            adapter,
+            twig,
+            slots=config.max_batch,
+            max_model_len=limits.max_model_len,
+            draft_tokens=limits.draft_tokens,
+            draft_threshold=limits.draft_threshold,
+            dtype=dtype,
+            device=device,
+        )
+        self._outputs: dict[str, StepOutput] = {}
+        self._batch_size = 0
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        base: str | Path,
+        twig: str | Path | None = None,
+        *,
+        device: str = "cpu",
+        dtype: str = "bfloat16",
+        config: EngineConfig | None = None,
+        fork_layer: int | None = None,
+        drop_layer: int | None = None,
+        clock: Clock = time.monotonic,
+    ) -> Engine:
+        """Loads a base and, if given, its twig. "embedded" stands for the shipped pair.
+
+        fork_layer, drop_layer: K and F, over those of twig_config.json. Raises CheckpointError.
+        """
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+        config = config or EngineConfig()
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        base_path, twig_path = resolve(base, twig)
+        where, kind = torch.device(device), DTYPES[dtype]
+        with torch.inference_mode():
+            adapter = load_adapter(base_path, dtype=kind, device=where, image_fit=config.image_fit)
+            loaded = None
+            if twig_path is not None:
+                loaded = load_twig(
+                    twig_path,
+                    base_path,
+                    len(adapter.layers),
+                    adapter.shape,
+                    fork_layer=fork_layer,
+                    drop_layer=drop_layer,
+                    dtype=kind,
+                    device=where,
+                )
+            return cls(adapter, loaded, config, dtype=kind, device=where, clock=clock)
+
+    def generate(self, requests: Sequence[Request]) -> list[Result]:
+        """Runs requests to their end and returns their results in order; needs an engine without work."""
+        if self.has_work():
+            raise RuntimeError("generate needs an engine without work: use add and step")
+        generations = [self._accept(request) for request in requests]
+        ids = [generation.request_id for generation in generations]
+        if len(set(ids)) < len(ids):
+            raise RequestError("two requests have the same request_id", param="request_id")
+        for generation in generations:
+            self._scheduler.queue(generation)
+        results: dict[str, Result] = {}
+        while self.has_work():
+            results |= {out.request_id: out.result for out in self.step() if out.result}
+        return [results[request_id] for request_id in ids]
+
+    def add(self, request: Request) -> str:
+        """Checks and queues; returns the request id. Raises RequestError (a ValueError with `.param`)."""
+        generation = self._accept(request)
+        self._scheduler.queue(generation)
+        return generation.request_id
+
+    def abort(self, request_id: str) -> None:
+        """Its last StepOutput (finish_reason "abort") comes with the next step(). Unknown ids are ignored."""
+        self._scheduler.abort(request_id)
+
+    def has_work(self) -> bool:
+        return self._scheduler.has_work()
+
+    def step(self) -> list[StepOutput]:
+        """One round; returns one output for each request that got tokens or ended."""
+        self._outputs = {}
+        self._drop_aborted()
+        self._let_in()
+        self._decode()
+        if not self.has_work():
+            self.check_integrity()
+        return list(self._outputs.values())
+
+    def stats(self) -> EngineStats:
+        scheduler = self._scheduler
+        return EngineStats(
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            batch_size=self._batch_size,
+            kv_tokens_used=self._runner.cache.tokens_used(),
+            kv_tokens_capacity=scheduler.slots * self._limits.max_model_len,
+            free_slots=scheduler.free_slots,
+        )
+
+    def check_integrity(self) -> None:
+        """Asserts that an engine without work holds nothing in its cache."""
+        if self.has_work():
+            raise AssertionError("the engine still has work")
+        self._runner.cache.check_empty()
+
+    def _accept(self, request: Request) -> Generation:
+        prompt = self._admission.prompt(request)
+        request_id = request.request_id or uuid.uuid4().hex
+        if self._scheduler.knows(request_id):
+            raise RequestError(f"request_id {request_id!r} is already in the engine", param="request_id")
+        return Generation(
+            request_id=request_id,
+            prompt=prompt,
+            max_tokens=request.sampling.max_tokens,
+            eos=frozenset() if request.sampling.ignore_eos else self._adapter.eos_token_ids,
+            detokenizer=Detokenizer(self._adapter.decode),
+            times=Times(added=self._clock()),
+        )
+
+    def _drop_aborted(self) -> None:
+        waited, slots = self._scheduler.take_aborted()
+        for generation in waited:
+            self._end(generation, "abort")
+        for slot in reversed(slots):
+            self._leave(slot, "abort")
+
+    def _let_in(self) -> None:
+        while (generation := self._scheduler.next_waiting()) is not None:
+            generation.times.admitted = self._clock()
+            if generation.finish_reason is None and self._prefill(generation):
+                self._scheduler.join(generation)
+            else:
+                self._scheduler.forget(generation)
+                self._end(generation)
+
+    def _prefill(self, generation: Generation) -> bool:
+        """Vision and prompt; False if that failed."""
+        try:
+            features = self._runner.encode(generation.prompt)
+            generation.times.encoded = self._clock()
+            prefilled = self._runner.prefill(generation.prompt, features)
+        except Exception as error:
+            log.exception("prefill of request %s failed", generation.request_id)
+            generation.fail(error)
+            return False
+        generation.kept_indices, generation.token_scores = prefilled.kept_indices, prefilled.token_scores
+        generation.prefilled(prefilled.pending, prefilled.vector, self._clock())
+        return True
+
+    def _decode(self) -> None:
+        running = self._scheduler.running
+        self._batch_size = len(running)
+        if not running:
+            return
+        drafts = self._runner.draft_tokens
+        rows = [Row(g.pending, g.vector, g.budget(drafts), g.eos) for g in running]
+        try:
+            outcomes = self._runner.round(rows)
+        except Exception as error:
+            log.exception("a round of %d sequences failed", len(running))
+            self._fail_all(error)
+            return
+        now = self._clock()
+        for generation, outcome in zip(running, outcomes, strict=True):
+            generation.count_draft(outcome.drafted, outcome.accepted)
+            self._emit(generation, outcome, now)
+        for slot in reversed(range(len(running))):
+            if running[slot].finish_reason is not None:
+                self._leave(slot)
+
+    def _emit(self, generation: Generation, outcome: RowOutcome, now: float) -> None:
+        try:
+            generation.emit(outcome.tokens, outcome.accepted, self._output(generation), now)
+        except Exception as error:  # a tokenizer that cannot decode what the base said
+            log.exception("the text of request %s failed", generation.request_id)
+            generation.fail(error)
+
+    def _fail_all(self, error: Exception) -> None:
+        """The cache of a broken round is worth nothing: all that ran end, the next ones start clean."""
+        self._runner.cache.clear()
+        while self._scheduler.running:
+            generation = self._scheduler.leave(len(self._scheduler.running) - 1)
+            generation.fail(error)
+            self._end(generation)
+
+    def _leave(self, slot: int, reason: FinishReason | None = None) -> None:
+        self._runner.cache.release(slot)
+        self._end(self._scheduler.leave(slot), reason)
+
+    def _end(self, generation: Generation, reason: FinishReason | None = None) -> None:
+        generation.finish_reason = reason or generation.finish_reason
+        generation.finish(self._output(generation), self._clock())
+
+    def _output(self, generation: Generation) -> StepOutput:
+        return self._outputs.setdefault(generation.request_id, StepOutput(generation.request_id))

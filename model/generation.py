@@ -1,0 +1,145 @@
+"""One request's life inside the engine: its prompt, its tokens so far, its counts and times. No torch.
+
+Invariant: `tokens` only grows, and `finish_reason` is set once.
+Knows nothing of caches, layers or other requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from model.detokenize import Detokenizer
+from model.request import FinishReason, Result, StepOutput
+from model.speculative import draft_budget, until_eos
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A checked prompt: expanded ids, the visual positions in them, and the pruning budget.
+
+    kept_tokens: R' (M where pruning is off). retained_average: what R' makes of R-bar, over all layers.
+    pictures: pixel values [n, 3, H, W] or raw pictures that the adapter still has to prepare.
+    """
+
+    token_ids: list[int]
+    visual: list[int]
+    kept_tokens: int
+    pruned: bool
+    retained_average: float
+    speculate: bool
+    resume_token_ids: tuple[int, ...] = ()
+    pixel_values: Any = None
+    images: tuple[Any, ...] = ()
+
+
+@dataclass
+class Times:
+    """Clock readings, in seconds; None until it happened."""
+
+    added: float
+    admitted: float | None = None
+    encoded: float | None = None
+    prefilled: float | None = None
+    first_token: float | None = None
+
+
+@dataclass
+class Generation:
+    """pending: the last token, which no cache holds yet; vector stands for it where it is visual."""
+
+    request_id: str
+    prompt: Prompt
+    max_tokens: int
+    eos: frozenset[int]
+    detokenizer: Detokenizer
+    times: Times
+    tokens: list[int] = field(default_factory=list)
+    pending: int = -1
+    vector: Any = None
+    kept_indices: list[int] = field(default_factory=list)
+    token_scores: list[float] | None = None
+    finish_reason: FinishReason | None = None
+    error: str | None = None
+    draft_rounds: int = 0
+    draft_tokens: int = 0
+    accepted_per_position: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        # What was delivered before is known to the client: it counts, but is not given out again.
+        if self.prompt.resume_token_ids:
+            self.tokens = until_eos(self.prompt.resume_token_ids, self.eos)
+            self._check_finished()
+            self.detokenizer.push(self.tokens)
+
+    def prefilled(self, pending: int, vector: Any, now: float) -> None:
+        self.pending, self.vector, self.times.prefilled = pending, vector, now
+
+    def budget(self, draft_tokens: int) -> int:
+        if not self.prompt.speculate:
+            return 0
+        return draft_budget(draft_tokens, self.max_tokens, len(self.tokens))
+
+    def count_draft(self, drafted: int, accepted: int) -> None:
+        self.draft_rounds += drafted > 0
+        self.draft_tokens += drafted
+        missing = accepted - len(self.accepted_per_position)
+        self.accepted_per_position.extend([0] * missing)
+        for position in range(accepted):
+            self.accepted_per_position[position] += 1
+
+    def emit(self, tokens: Sequence[int], accepted: int, output: StepOutput, now: float) -> None:
+        """Adds a round's tokens (`accepted` drafts, then the base's own) up to EOS."""
+        if self.times.first_token is None:
+            self.times.first_token = now
+        new = until_eos(tokens, self.eos)
+        self.tokens += new
+        self.pending, self.vector = new[-1], None
+        self._check_finished()
+        output.token_ids += new
+        output.drafted += [index < accepted for index in range(len(new))]
+        output.text += self.detokenizer.push(new)
+
+    def _check_finished(self) -> None:
+        if self.tokens and self.tokens[-1] in self.eos:
+            self.finish_reason = "stop"
+        elif len(self.tokens) >= self.max_tokens:
+            self.finish_reason = "length"
+
+    def fail(self, error: Exception) -> None:
+        self.finish_reason, self.error = "error", f"{type(error).__name__}: {error}"
+
+    def finish(self, output: StepOutput, now: float) -> None:
+        """Puts the result on its last output, with the text that was still held back."""
+        if self.error is None:
+            output.text += self.detokenizer.push([], last=True)
+        output.result = self._result(now)
+
+    def _result(self, now: float) -> Result:
+        times, prompt = self.times, self.prompt
+        admitted = now if times.admitted is None else times.admitted
+        encoded = admitted if times.encoded is None else times.encoded
+        ready, first = times.prefilled, times.first_token
+        return Result(
+            request_id=self.request_id,
+            token_ids=list(self.tokens),
+            text=self.detokenizer.text,
+            finish_reason=self.finish_reason or "error",
+            error=self.error,
+            prompt_tokens=len(prompt.token_ids),
+            image_tokens=len(prompt.visual),
+            kept_tokens=prompt.kept_tokens,
+            kept_indices=self.kept_indices,
+            token_scores=self.token_scores,
+            retained_tokens=prompt.retained_average,
+            draft_rounds=self.draft_rounds,
+            draft_tokens=self.draft_tokens,
+            accepted_tokens=sum(self.accepted_per_position),
+            accepted_per_position=self.accepted_per_position,
+            queue_s=admitted - times.added,
+            encode_s=encoded - admitted,
+            prefill_s=0.0 if ready is None else ready - encoded,
+            decode_s=0.0 if ready is None else now - ready,
+            ttft_s=0.0 if first is None else first - times.added,
+        )

@@ -1,0 +1,73 @@
+"""What one engine takes and offers: the checkpoint's limits under the operator's, and the card with them.
+
+Invariant: what the card offers, admission accepts. No torch here; knows no request.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from model.card import ModelCard
+from model.config import EngineConfig, TwigConfig
+from model.pruning import kept_budget, legal_range, legal_tiers, quality_tiers
+
+if TYPE_CHECKING:
+    from model.adapters.base import Adapter
+
+
+@dataclass(frozen=True)
+class Limits:
+    """max_model_len: prompt and output of one sequence. default_retained: R-bar of one image."""
+
+    max_model_len: int
+    max_images: int
+    draft_tokens: int
+    draft_threshold: float
+    default_retained: int
+
+
+def limits_of(adapter: Adapter, twig: TwigConfig | None, config: EngineConfig) -> Limits:
+    length = config.max_model_len or adapter.max_model_len
+    if length > adapter.max_model_len:
+        raise ValueError(f"max_model_len {length} is more than the checkpoint's {adapter.max_model_len}")
+    drafts, threshold, retained = 0, 0.0, adapter.image_tokens
+    if twig is not None:
+        if twig.retained_tokens is not None:
+            retained = twig.retained_tokens
+            # A default that is impossible would refuse every request that names none.
+            kept_budget(retained, len(adapter.layers), adapter.image_tokens, twig.fork_layer, twig.drop_layer)
+        drafts = twig.draft_tokens if config.draft_tokens is None else config.draft_tokens
+        threshold = twig.draft_threshold if config.draft_threshold is None else config.draft_threshold
+    return Limits(
+        max_model_len=length,
+        # Of the images themselves, leaving room for a prompt's own token and one of the answer.
+        max_images=max(1, min(config.max_images, (length - 2) // adapter.image_tokens)),
+        draft_tokens=drafts,
+        draft_threshold=threshold,
+        default_retained=retained,
+    )
+
+
+def card_of(adapter: Adapter, twig: TwigConfig | None, config: EngineConfig, limits: Limits) -> ModelCard:
+    count, layers = adapter.image_tokens, len(adapter.layers)
+    low, high = legal_range(layers, count, twig.fork_layer, twig.drop_layer) if twig else (count, count)
+    if config.quality is None:
+        quality = quality_tiers(count, low, high, twig is not None)
+    else:
+        quality = legal_tiers(dict(config.quality), count, low, high, twig is not None)
+    return ModelCard(
+        model_id=adapter.model_id,
+        family=adapter.family,
+        image=adapter.image,
+        image_tokens=count,
+        grid=adapter.grid,
+        layers=layers,
+        max_images=limits.max_images,
+        max_model_len=limits.max_model_len,
+        quality=quality,
+        retained_min=low,
+        retained_max=high,
+        default_retained=limits.default_retained,
+        speculation=limits.draft_tokens > 0,
+    )

@@ -1,0 +1,105 @@
+"""What goes into the engine and what comes out: requests, per-round outputs, results. No torch here.
+
+Invariant: every request that was added leaves through exactly one `StepOutput` whose `result` is set.
+Knows nothing of HTTP, queues or tensors (pixel values pass through untouched).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+class RequestError(ValueError):
+    """A request that cannot be served: `param` names the field, the message its limit."""
+
+    def __init__(self, message: str, param: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How tokens are chosen. `temperature=0` is greedy; `top_k=0` and `top_p=1` switch those filters off."""
+
+    max_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+
+@dataclass
+class Request:
+    """One prompt with its images.
+
+    retained_tokens: R-bar, the average number of visual tokens over all base layers (design section 1);
+        None takes the twig's default, M switches pruning off.
+    prompt_token_ids: bypasses the chat template; the image placeholder stands once an image, or expanded.
+    pixel_values: float [n, 3, H, W], bypasses the image processor.
+    resume_token_ids: output tokens already delivered; generation continues after them. They count
+        towards `max_tokens`, and `Result.token_ids` and `Result.text` start with them.
+    """
+
+    prompt: str = "Describe the image."
+    images: list[Any] = field(default_factory=list)  # PIL.Image.Image or np.uint8 [H, W, 3]
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    retained_tokens: int | None = None
+    speculation: bool = True
+    request_id: str | None = None
+    prompt_token_ids: list[int] | None = None
+    pixel_values: Any = None
+    resume_token_ids: tuple[int, ...] = ()
+
+
+@dataclass
+class Result:
+    """A finished request: the whole answer, and what it cost.
+
+    image_tokens: M summed over the images; kept_tokens: R', what layers K..F-1 saw of them.
+    retained_tokens: the average over all base layers that R' really gives, M where pruning was off.
+    kept_indices: visual indices 0..M-1, ascending. token_scores: one score a visual token (same order),
+        None where pruning was off. accepted_per_position[i]: rounds in which draft i was accepted.
+    Times are in seconds; ttft_s counts from `Engine.add` to the first new token.
+    """
+
+    request_id: str
+    token_ids: list[int] = field(default_factory=list)
+    text: str = ""
+    finish_reason: FinishReason = "stop"
+    error: str | None = None
+    prompt_tokens: int = 0
+    image_tokens: int = 0
+    kept_tokens: int = 0
+    kept_indices: list[int] = field(default_factory=list)
+    token_scores: list[float] | None = None
+    retained_tokens: float = 0.0
+    draft_rounds: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
+    accepted_per_position: list[int] = field(default_factory=list)
+    queue_s: float = 0.0
+    encode_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    ttft_s: float = 0.0
+
+
+@dataclass
+class StepOutput:
+    """What one round gave one request: only the new tokens.
+
+    drafted[i] tells whether token_ids[i] was an accepted draft of the twig or the base's own token.
+    text is the newly complete text (bytes of an unfinished character wait for the next round).
+    result is set on the request's last output, and only there.
+    """
+
+    request_id: str
+    token_ids: list[int] = field(default_factory=list)
+    drafted: list[bool] = field(default_factory=list)
+    text: str = ""
+    result: Result | None = None

@@ -1,0 +1,287 @@
+"""The only owner of the device: prefill of one prompt, and one draft-verify round of all running rows.
+
+Trunk = base layers 0..K-1, middle = K..F-1, top = F..L-1; without a twig all layers are middle.
+Invariant: after a call the cache holds exactly the tokens that precede each row's pending one.
+Knows slots and tokens, not requests; the rules of pruning and acceptance are elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.adapters.base import Adapter
+from model.cache import Cache, LayerGroup, Window
+from model.decoder import DecoderLayer, run_layers
+from model.generation import Prompt
+from model.pruning import Selector, everything, survivors, top_scores
+from model.speculative import accept, drafting_stops
+from model.twig import Twig
+
+Layers = list[DecoderLayer]
+
+
+@dataclass(frozen=True)
+class Prefilled:
+    """slot: where the sequence lives now. pending: the first token that no cache holds yet.
+
+    vector: [1, hidden], what stands for the pending token where it is part of an image.
+    """
+
+    slot: int
+    pending: int
+    vector: Tensor | None
+    kept_indices: list[int]
+    token_scores: list[float] | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One running sequence in a round, in slot order. budget: drafts at most; vector: see Prefilled."""
+
+    pending: int
+    vector: Tensor | None
+    budget: int
+    eos: frozenset[int]
+
+
+@dataclass(frozen=True)
+class RowOutcome:
+    """tokens: accepted drafts, then the base's own; drafted: how many were proposed."""
+
+    tokens: list[int]
+    drafted: int
+
+    @property
+    def accepted(self) -> int:
+        return len(self.tokens) - 1
+
+
+class Runner:
+    def __init__(
+        self,
+        adapter: Adapter,
+        twig: Twig | None,
+        *,
+        slots: int,
+        max_model_len: int,
+        draft_tokens: int,
+        draft_threshold: float,
+        select: Selector = top_scores,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        layers = len(adapter.layers)
+        fork, drop = (twig.config.fork_layer, twig.config.drop_layer) if twig else (0, layers)
+        self.adapter, self.twig, self.device = adapter, twig, device
+        self.select = select
+        self.draft_tokens, self.draft_threshold = draft_tokens, draft_threshold
+        self.trunk, self.middle = adapter.layers[:fork], adapter.layers[fork:drop]
+        self.top = adapter.layers[drop:]
+        self.twig_layers = twig.layers if twig else []
+        self.rope = adapter.rope(max_model_len)
+        shape = adapter.shape
+
+        def group(depth: int) -> LayerGroup:
+            return LayerGroup(depth, slots, shape.kv_heads, shape.head_dim, dtype, device)
+
+        full = group(len(self.trunk) + len(self.twig_layers))
+        self.cache = Cache(full, group(len(self.middle)), group(len(self.top)))
+
+    @torch.inference_mode()
+    def encode(self, prompt: Prompt) -> Tensor | None:
+        """Visual features [M, hidden] of all the prompt's images, None without images."""
+        if not prompt.visual:
+            return None
+        pixels: Any = prompt.pixel_values
+        pixels = self.adapter.prepare_images(prompt.images) if pixels is None else torch.as_tensor(pixels)
+        if not torch.isfinite(pixels).all():
+            # They would stay in the cache, and a masked NaN still is one to the next owner of the slot.
+            raise ValueError("the pixel values are not all finite")
+        features = self.adapter.encode_images(pixels)
+        if features.shape[0] != len(prompt.visual):
+            raise RuntimeError(
+                f"the tower gave {features.shape[0]} features for {len(prompt.visual)} positions"
+            )
+        return features
+
+    @torch.inference_mode()
+    def prefill(self, prompt: Prompt, features: Tensor | None) -> Prefilled:
+        """Takes a slot and fills it with all but the pending token; nothing stays behind if it fails.
+
+        The pending token is the prompt's last, so that the first round drafts from the twig's view of the
+        prompt and a new sequence rides the same verify as the running ones.
+        """
+        slot = self.cache.take()
+        try:
+            ids = prompt.token_ids
+            x = self.adapter.embed(self._tensor(ids))  # [P, hidden]
+            if features is not None:
+                x = x.index_copy(0, self._tensor(prompt.visual), features.to(x.dtype))
+            vector = x[-1:].clone() if prompt.visual and prompt.visual[-1] == len(ids) - 1 else None
+            kept_indices, scores = self._fill(slot, prompt, x)
+            pending = ids[-1]
+            if prompt.resume_token_ids:
+                self._replay(slot, [pending, *prompt.resume_token_ids[:-1]], vector)
+                pending, vector = prompt.resume_token_ids[-1], None
+        except BaseException:
+            self.cache.release(slot)
+            raise
+        return Prefilled(slot, pending, vector, kept_indices, scores)
+
+    def _fill(self, slot: int, prompt: Prompt, x: Tensor) -> tuple[list[int], list[float] | None]:
+        """The prompt into all groups but for its last token, which only the twig reads already."""
+        length = len(prompt.token_ids)
+        x, scores = self._read_prompt(slot, prompt, x)
+        if scores is None:
+            indices, stay = list(range(len(prompt.visual))), everything(length)
+        else:
+            indices = self.select(scores, prompt.kept_tokens)
+            stay = survivors(length, prompt.visual, indices)
+        kept, text = stay.kept[:-1], stay.text[:-1]
+        x = self._fill_group(self.middle, x[self._tensor(kept)], kept, self.cache.kept, slot)
+        row_of = {position: row for row, position in enumerate(kept)}
+        rows = self._tensor([row_of[position] for position in text])
+        self._fill_group(self.top, x[rows], text, self.cache.text, slot)
+        self.cache.set_lengths(slot, length - 1, len(kept), len(text))
+        return indices, scores
+
+    def _read_prompt(self, slot: int, prompt: Prompt, x: Tensor) -> tuple[Tensor, list[float] | None]:
+        """Trunk and twig over the whole prompt -> the trunk's states, and the scores if it is pruned."""
+        cis = self.rope[: x.shape[0]]
+        window = self.cache.full.window([slot], [x.shape[0]])
+        x = run_layers(self.trunk, x, cis, window)
+        if not (prompt.speculate or prompt.pruned):
+            return x, None
+        fork = len(self.trunk)
+        *lower, last = self.twig_layers
+        y = run_layers(lower, x, cis, window, fork)
+        last_layer = fork + len(lower)
+        last(y, cis, window, last_layer)
+        if not prompt.pruned:
+            return x, None
+        attention = last.attention_of_last(y, cis, window, last_layer)
+        scores: list[float] = attention[self._tensor(prompt.visual)].tolist()
+        return x, scores
+
+    def _fill_group(
+        self, layers: Layers, x: Tensor, positions: Sequence[int], group: LayerGroup, slot: int
+    ) -> Tensor:
+        if not layers or not positions:
+            return x
+        return run_layers(layers, x, self._angles(positions), group.window([slot], [len(positions)]))
+
+    def _replay(self, slot: int, tokens: Sequence[int], vector: Tensor | None) -> None:
+        """Feeds tokens that an earlier run has chosen, after a prompt pruned as that run pruned it."""
+        start = self.cache.full.lengths[slot]
+        positions = range(start, start + len(tokens))
+        x, cis = self._embed(tokens, [vector]), self._angles(positions)
+        window = self.cache.full.window([slot], [len(tokens)])
+        x = run_layers(self.trunk, x, cis, window)
+        run_layers(self.twig_layers, x, cis, window, len(self.trunk))
+        self._base(x, positions, [slot], [len(tokens)])
+        self.cache.extend(slot, len(tokens))
+
+    def _embed(self, tokens: Sequence[int], vectors: Sequence[Tensor | None] = ()) -> Tensor:
+        """[n, hidden]; where a vector is given it stands for the token."""
+        x = self.adapter.embed(self._tensor(tokens))
+        for row, vector in enumerate(vectors):
+            if vector is not None:
+                x[row : row + 1] = vector
+        return x
+
+    @torch.inference_mode()
+    def round(self, rows: Sequence[Row]) -> list[RowOutcome]:
+        """One round over slots 0..n-1: draft, verify, accept, roll back."""
+        drafts, states = self._draft(rows)
+        choices = self._verify(drafts, states)
+        outcomes = []
+        for slot, draft in enumerate(drafts):
+            tokens = accept(draft, choices[slot])
+            # Pending and accepted drafts are in the cache; the base's own token is the next pending one.
+            self.cache.extend(slot, len(tokens))
+            outcomes.append(RowOutcome(tokens, len(draft)))
+        return outcomes
+
+    def _draft(self, rows: Sequence[Row]) -> tuple[list[list[int]], Tensor]:
+        """Trunk and twig one token at a time, with ever fewer rows.
+
+        Returns each row's drafts, and the trunk's states of pending tokens and drafts, row after row.
+        The last draft runs through the twig too: if it is accepted the next round attends to it. A row
+        without budget leaves no twig cache: it never drafts, or this is its last round.
+        """
+        drafts: list[list[int]] = [[] for _ in rows]
+        tokens, vectors = [row.pending for row in rows], [row.vector for row in rows]
+        slots, drafting = list(range(len(rows))), {slot for slot, row in enumerate(rows) if row.budget}
+        speculating = bool(drafting)
+        states: list[Tensor] = []
+        steps: list[list[int]] = []
+        while slots:
+            x, window, cis = self._trunk_step(tokens, vectors, slots, len(steps))
+            states.append(x)
+            steps.append(slots)
+            if speculating:
+                x = run_layers(self.twig_layers, x, cis, window, len(self.trunk))
+            if self.twig is None or not drafting:
+                break
+            going = [index for index, slot in enumerate(slots) if slot in drafting]
+            if len(going) < len(slots):
+                x, slots = x[self._tensor(going)], [slots[index] for index in going]
+            tokens, probabilities = self.twig.propose(x)
+            vectors = []
+            for slot, token, probability in zip(slots, tokens, probabilities, strict=True):
+                drafts[slot].append(token)
+                stops = drafting_stops(token, probability, self.draft_threshold, rows[slot].eos)
+                if stops or len(drafts[slot]) == rows[slot].budget:
+                    drafting.discard(slot)
+        return drafts, self._by_row(states, steps)
+
+    def _trunk_step(
+        self, tokens: list[int], vectors: list[Tensor | None], slots: list[int], step: int
+    ) -> tuple[Tensor, Window | None, Tensor]:
+        full = self.cache.full
+        x, cis = self._embed(tokens, vectors), self._angles([full.lengths[slot] + step for slot in slots])
+        if not full.layers:
+            return x, None, cis
+        window = full.window(slots, [1] * len(slots), offset=step)
+        return run_layers(self.trunk, x, cis, window), window, cis
+
+    def _by_row(self, states: list[Tensor], steps: list[list[int]]) -> Tensor:
+        """States of step after step, the rows of each in `steps` -> row after row, each in order of steps."""
+        if len(states) == 1:
+            return states[0]
+        stacked = torch.cat(states)
+        if len(steps[0]) == 1:
+            return stacked
+        order = [slot for step in steps for slot in step]
+        return stacked[self._tensor(sorted(range(len(order)), key=order.__getitem__))]
+
+    def _verify(self, drafts: list[list[int]], states: Tensor) -> list[list[int]]:
+        """Middle and top once over the trunk's states -> the base's choice after each token of each row."""
+        widths = [len(draft) + 1 for draft in drafts]
+        starts = self.cache.full.lengths
+        positions = [starts[slot] + step for slot, width in enumerate(widths) for step in range(width)]
+        x = self._base(states, positions, range(len(drafts)), widths)
+        choices = iter(self.adapter.head(x).argmax(-1).tolist())
+        return [list(islice(choices, width)) for width in widths]
+
+    def _base(
+        self, x: Tensor, positions: Sequence[int], slots: Sequence[int], widths: Sequence[int]
+    ) -> Tensor:
+        """Middle and top layers over new tokens of the slots."""
+        cis = self._angles(positions)
+        for layers, group in ((self.middle, self.cache.kept), (self.top, self.cache.text)):
+            if layers:
+                x = run_layers(layers, x, cis, group.window(slots, widths))
+        return x
+
+    def _angles(self, positions: Sequence[int]) -> Tensor:
+        return self.rope[self._tensor(positions)]
+
+    def _tensor(self, values: Sequence[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.long, device=self.device)

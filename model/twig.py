@@ -1,0 +1,121 @@
+"""The twig: its layers and head, loaded from the published format, and its greedy proposals.
+
+K and F come from `twig_config.json` or from the caller (published weights do not carry them).
+Invariant: a missing, extra or misshapen tensor is an error that names it, never ignored.
+Knows nothing of caches, rounds or model families.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from model.checkpoint import (
+    TWIG_FILE,
+    WEIGHTS_FILE,
+    CheckpointError,
+    check_tensors,
+    file_sha256,
+    layer_shapes,
+    read_json,
+    read_tensors,
+)
+from model.config import TwigConfig
+from model.decoder import DecoderLayer, DecoderShape, Head
+
+# Hashing more than this at every start would cost more than a wrong base.
+HASHED_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Twig:
+    """A loaded twig: its place in the base, its layers and its head."""
+
+    config: TwigConfig
+    layers: list[DecoderLayer]
+    head: Head
+
+    def propose(self, x: Tensor) -> tuple[list[int], list[float]]:
+        """The greedy token after each of the last layer's rows [n, hidden], and its raw probability."""
+        logits = self.head(x).float()
+        best, tokens = logits.max(-1)
+        return tokens.tolist(), (best - logits.logsumexp(-1)).exp_().tolist()
+
+
+def _twig_expected(
+    tensors: Mapping[str, Tensor], layers: int, shape: DecoderShape
+) -> dict[str, tuple[int, ...]]:
+    # A head with fewer rows than the base's padded vocabulary never drafts the ids it lacks.
+    head = tensors.get("lm_head.weight")
+    rows = min(head.shape[0], shape.vocabulary) if head is not None and head.dim() else shape.vocabulary
+    expected: dict[str, tuple[int, ...]] = {
+        "lm_head.weight": (rows, shape.hidden),
+        "model.norm.weight": (shape.hidden,),
+    }
+    for layer in range(layers):
+        expected |= {f"model.layers.{layer}.{k}": v for k, v in layer_shapes(shape).items()}
+    return expected
+
+
+def read_twig_config(
+    directory: Path, fork_layer: int | None, drop_layer: int | None, layers_in_file: int, base_layers: int
+) -> TwigConfig:
+    """`twig_config.json`, with the caller's K and F over it; without that file both must be given."""
+    path = directory / TWIG_FILE
+    given = {"fork_layer": fork_layer, "drop_layer": drop_layer}
+    given = {name: value for name, value in given.items() if value is not None}
+    try:
+        if path.exists():
+            config = replace(TwigConfig.from_dict(read_json(path)), **given)
+        elif len(given) == 2:
+            config = TwigConfig(twig_layers=max(1, layers_in_file), **given)
+        else:
+            raise CheckpointError(f"{directory} has no {TWIG_FILE}: give both fork_layer and drop_layer")
+    except (TypeError, ValueError) as error:
+        raise error if isinstance(error, CheckpointError) else CheckpointError(f"{path}: {error}") from error
+    if config.drop_layer > base_layers:
+        raise CheckpointError(
+            f"{directory}: drop_layer {config.drop_layer} is above the base's {base_layers} layers"
+        )
+    return config
+
+
+def _check_base_hash(config: TwigConfig, base: Path, twig: Path) -> None:
+    weights = base / WEIGHTS_FILE
+    if not config.base_sha256 or not weights.exists() or weights.stat().st_size > HASHED_BYTES:
+        return
+    found = file_sha256(weights)
+    if found != config.base_sha256:
+        raise CheckpointError(
+            f"{twig} was trained for a base with sha256 {config.base_sha256}, but {weights} has {found}"
+        )
+
+
+def load_twig(
+    directory: Path,
+    base: Path,
+    base_layers: int,
+    shape: DecoderShape,
+    *,
+    fork_layer: int | None,
+    drop_layer: int | None,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Twig:
+    tensors = read_tensors(directory / WEIGHTS_FILE)
+    numbers = {name.split(".")[2] for name in tensors if name.startswith("model.layers.")}
+    config = read_twig_config(directory, fork_layer, drop_layer, len(numbers), base_layers)
+    expected = _twig_expected(tensors, config.twig_layers, shape)
+    check_tensors(tensors, expected, directory / WEIGHTS_FILE)
+    _check_base_hash(config, base, directory)
+    tensors = {name: tensor.to(device, dtype) for name, tensor in tensors.items()}
+    names = layer_shapes(shape)
+    layers = [
+        DecoderLayer({name: tensors[f"model.layers.{layer}.{name}"] for name in names}, shape)
+        for layer in range(config.twig_layers)
+    ]
+    return Twig(config, layers, Head(tensors["model.norm.weight"], tensors["lm_head.weight"], shape))

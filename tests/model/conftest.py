@@ -1,0 +1,43 @@
+"""Worlds shared by the tests of `model/`: made once a session, a second or two in all."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.model.harness import World
+from tests.model.reference import Reference
+from tests.model.tiny import Shape, TwigShape
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Tiny matrices gain nothing from a second thread, and the order of sums stays fixed."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def wild(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Every layer matters, so pruning changes answers and the copied twig is mostly wrong."""
+    return World.create(tmp_path_factory.mktemp("wild"), Shape(seed=0), TwigShape())
+
+
+@pytest.fixture(scope="session")
+def tame(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """The upper layers write little, so the copied twig is often right; some answers end in EOS."""
+    return World.create(tmp_path_factory.mktemp("tame"), Shape(seed=1, upper_scale=0.3), TwigShape())
+
+
+@pytest.fixture(scope="session")
+def wild_reference(wild: World) -> Reference:
+    return wild.reference()
+
+
+@pytest.fixture(scope="session")
+def tame_reference(tame: World) -> Reference:
+    return tame.reference()
+
+
+@pytest.fixture(scope="session", params=["wild", "tame"])
+def world(request: pytest.FixtureRequest) -> World:
+    return request.getfixturevalue(request.param)

@@ -1,0 +1,99 @@
+"""A crash inside a round reaches every waiter, and the engine works on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from model.engine import Engine
+from model.request import Request
+from tests.model.harness import IMAGE, World, ask, drive, run
+
+
+def crowd(world: World, first: int = 0) -> list[Request]:
+    return [
+        ask(world.prompt(seed, 5, IMAGE, 4), f"r{seed}", retained=8, max_tokens=12)
+        for seed in range(first, first + 6)
+    ]
+
+
+def fails_on_call(number: int, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, but its call of that number (from 0) raises."""
+    calls = iter(range(10**9))
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == number:
+            raise RuntimeError("the device is on fire")
+        return function(*args, **kwargs)
+
+    return wrapped
+
+
+@pytest.fixture
+def engine(tame: World) -> Engine:
+    return tame.engine(max_batch=4)
+
+
+def sound(world: World, engine: Engine) -> None:
+    """After the fault the engine answers as a new one does."""
+    engine.check_integrity()
+    again, fresh = (run(any_engine, *crowd(world, 10)) for any_engine in (engine, world.engine(max_batch=4)))
+    assert [result.token_ids for result in again] == [result.token_ids for result in fresh]
+    assert [result.accepted_tokens for result in again] == [result.accepted_tokens for result in fresh]
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_round_that_fails_ends_all_that_run(
+    tame: World, engine: Engine, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Four run and two wait: the four end with the error, the two are answered."""
+    expected = {name: trace.result for name, trace in drive(tame.engine(max_batch=4), crowd(tame)).items()}
+    monkeypatch.setattr(engine._runner, "round", fails_on_call(number, engine._runner.round))
+    traces = drive(engine, crowd(tame))
+    failed = {name for name, trace in traces.items() if trace.result.finish_reason == "error"}
+    assert failed
+    assert failed <= {"r0", "r1", "r2", "r3"} or number
+    for name, trace in traces.items():
+        if name in failed:
+            assert "on fire" in (trace.result.error or "")
+            assert trace.token_ids == expected[name].token_ids[: len(trace.token_ids)]
+        else:
+            assert trace.result.token_ids == expected[name].token_ids
+            assert trace.result.error is None
+    sound(tame, engine)
+
+
+@pytest.mark.parametrize("method", ["encode", "prefill"])
+def test_a_prefill_that_fails_ends_that_request_alone(
+    tame: World, engine: Engine, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    monkeypatch.setattr(engine._runner, method, fails_on_call(2, getattr(engine._runner, method)))
+    traces = drive(engine, crowd(tame))
+    reasons = {name: trace.result.finish_reason for name, trace in traces.items()}
+    assert [name for name, reason in reasons.items() if reason == "error"] == ["r2"]
+    sound(tame, engine)
+
+
+@pytest.mark.parametrize("call", [0, 5, 30, 61])
+def test_a_layer_that_fails_anywhere(
+    tame: World, engine: Engine, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    """In a prefill (the first 32 or so calls) or in a round, between two writes to the cache."""
+    layer = engine._runner.middle[1]
+    monkeypatch.setattr(type(layer), "__call__", fails_on_call(call, type(layer).__call__))
+    traces = drive(engine, crowd(tame))
+    errors = [trace.result.error for trace in traces.values() if trace.result.finish_reason == "error"]
+    assert errors
+    assert all("on fire" in str(error) for error in errors)
+    monkeypatch.undo()
+    sound(tame, engine)
+
+
+def test_generate_returns_the_failed_with_the_rest(
+    tame: World, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine._runner, "prefill", fails_on_call(0, engine._runner.prefill))
+    results = engine.generate(crowd(tame))
+    assert [result.finish_reason == "error" for result in results] == [True] + [False] * 5
