@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # torch's CPU build where there is no NVIDIA GPU; with one, pip chooses.
 CONSTRAINT := $(if $(shell command -v nvidia-smi 2>/dev/null),,-c constraints.txt)
 
-.PHONY: install serve test check fmt bench data train
+.PHONY: install serve test check fmt bench data train image
 
 install: $(VENV)/.installed
 
@@ -48,3 +48,6 @@ data: data/sprites.npy
 train: data          ## the embedded model from nothing: hours on two cores, resumable
 	$(BIN)/twigserve train base
 	$(BIN)/twigserve train twig
+
+image:               ## gateway and CPU worker images, with buildah, podman or docker
+	docker/build gateway worker-cpu

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
-from service.errors import ApiError, BadRequest, DeadlineExceeded, JobFailed
-from service.protocol import EXPIRED, DoneData, ErrorData, Event, Job, StartedData, TokenData
+from service.errors import ApiError, BadRequest, Cancelled, DeadlineExceeded, JobFailed
+from service.protocol import CANCELLED, EXPIRED, DoneData, ErrorData, Event, Job, TokenData
 from service.schemas import (
     Description,
     Metrics,
@@ -23,13 +24,23 @@ from service.schemas import (
 
 
 class Answer:
-    """One job as its gateway sees it. `arrived_at` is on `clock`: when the HTTP request came in."""
+    """One job as its gateway sees it. `arrived_at` is on `clock`: when the HTTP request came in.
 
-    def __init__(self, job: Job, arrived_at: float, clock: Callable[[], float] = time.monotonic) -> None:
+    replayed: the job was another request's, so its times are the worker's to tell, not ours to measure.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        arrived_at: float,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        replayed: bool = False,
+    ) -> None:
         self._job = job
         self._arrived_at = arrived_at
         self._clock = clock
-        self._resumed_tokens = 0
+        self._replayed = replayed
         self.ttft_s: float | None = None
         self.ended = False
         self.last_id = "0-0"
@@ -37,9 +48,7 @@ class Answer:
     def see(self, event: Event) -> None:
         self.ended = event.terminal
         self.last_id = event.id
-        if event.type == "started":
-            self._resumed_tokens = StartedData.model_validate(event.data).resumed_tokens
-        elif event.type == "token" and self.ttft_s is None:
+        if event.type == "token" and self.ttft_s is None and not self._replayed:
             self.ttft_s = self._clock() - self._arrived_at
 
     def elapsed_s(self) -> float:
@@ -62,7 +71,7 @@ class Answer:
     def _metrics(self, done: DoneData, attempt: int) -> Metrics:
         ttft_s = done.queue_s + done.ttft_s if self.ttft_s is None else self.ttft_s
         # The first token of an attempt comes out of its prefill.
-        decoded = len(done.token_ids) - self._resumed_tokens - 1
+        decoded = len(done.token_ids) - done.resumed_tokens - 1
         rate = decoded / done.decode_s if decoded > 0 and done.decode_s > 0 else 0.0
         return Metrics(
             queue_ms=_ms(done.queue_s),
@@ -82,11 +91,19 @@ def token_event(event: Event) -> TokenEvent:
     return TokenEvent(text=data.text, token_ids=list(data.token_ids), drafted=list(data.drafted))
 
 
+def description_json(description: Description) -> dict[str, Any]:
+    """Without the token map where none was asked for; a token map's own null stays."""
+    unasked = {"token_map"} if description.token_map is None else None
+    return description.model_dump(mode="json", exclude=unasked)
+
+
 def job_error(event: Event) -> ApiError:
     """Of the terminal `error` event."""
     data = ErrorData.model_validate(event.data)
     if data.code == EXPIRED:
         return DeadlineExceeded(data.message)
+    if data.code == CANCELLED:
+        return Cancelled(data.message)
     if data.type == "invalid_request_error":
         return BadRequest(data.message, param=data.param, code=data.code)
     return JobFailed(data.message, param=data.param, code=data.code)

@@ -6,6 +6,9 @@
     ├─ NotFound                     404
     ├─ MethodNotAllowed             405
     ├─ BodyTimeout                  408  the client did not send its body in time
+    ├─ Conflict                     409
+    │  ├─ IdempotencyConflict       409  the key was used for a different request
+    │  └─ Cancelled                 409  somebody cancelled the job
     ├─ TooLarge                     413  body, file or pixel count
     ├─ UnsupportedMedia             415  not an image format (or content type) that is read
     ├─ Unprocessable                422
@@ -39,6 +42,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 REQUEST_ID_HEADER = "X-Request-ID"
+# The type of pydantic errors of ours, and the code that the client sees.
+UNSUPPORTED = "unsupported_value"
 
 
 class ApiError(Exception):
@@ -86,6 +91,18 @@ class MethodNotAllowed(ApiError):
 
 class BodyTimeout(ApiError):
     status, kind, code = 408, "invalid_request_error", "body_timeout"
+
+
+class Conflict(ApiError):
+    status, kind, code = 409, "invalid_request_error", "conflict"
+
+
+class IdempotencyConflict(Conflict):
+    code = "idempotency_conflict"
+
+
+class Cancelled(Conflict):
+    code = "cancelled"
 
 
 class TooLarge(ApiError):
@@ -158,7 +175,8 @@ def field_error(errors: Sequence[Any]) -> ApiError:
         return BadField(param, f"Unknown field: '{param}'.", code="unknown_field")
     if first["type"] == "missing":
         return BadField(param, f"'{param}' is required.", code="missing_field")
-    return BadField(param, f"Bad value for '{param}': {first['msg']}.")
+    code = first["type"] if first["type"] == UNSUPPORTED else None
+    return BadField(param, f"Bad value for '{param}': {first['msg']}.", code=code)
 
 
 def as_api_error(exc: Exception) -> ApiError:

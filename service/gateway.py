@@ -8,24 +8,35 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
 
 from service.admission import Admission
 from service.answers import Answer, job_error
-from service.broker.base import BrokerError, GatewayBroker, JobNotFound
-from service.errors import DeadlineExceeded, NoWorker, QueueDown, Unavailable
+from service.broker.base import BrokerError, GatewayBroker, Idempotency, JobNotFound
+from service.errors import DeadlineExceeded, IdempotencyConflict, NotFound, NoWorker, QueueDown, Unavailable
 from service.images import ImageLimits, ImagePreparer, PreparedImage
 from service.intake import Submission
 from service.metrics import GatewayMetrics
 from service.params import TextLimits, job_params
-from service.protocol import Event, ImageRef, Job, ModelCard, QueueStats, WorkerInfo
+from service.protocol import Event, ImageRef, Job, JobStatus, ModelCard, QueueStats, WorkerInfo
 from service.settings import GatewaySettings
 
 RETRY_AFTER_S = 5
+JOB_ID = re.compile(r"[a-z]{1,16}-[0-9a-f]{32}")
 # The worker ends a job at its deadline; the gateway steps in only where no worker did.
 DEADLINE_GRACE_S = 2.0
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """replayed: an earlier request with the same idempotency key made the job."""
+
+    job: Job
+    replayed: bool = False
 
 
 class Gateway:
@@ -53,29 +64,76 @@ class Gateway:
             raise NoWorker("No worker is ready.", retry_after_s=RETRY_AFTER_S)
         return queue, workers
 
-    async def open_card(self) -> ModelCard:
+    async def open_card(self, model: str | None = None) -> ModelCard:
         """The card of the model that would run a job now; refuses where none would, or too many wait."""
         queue, workers = await self.ready()
+        cards = [worker.card for worker in sorted(workers, key=lambda worker: worker.worker_id)]
+        cards = [card for card in cards if model in (None, card.model_id)]
+        if not cards:
+            raise NotFound(f"No model '{model}' is served.", param="model", code="model_not_found")
         self.admission.check_queue(queue, workers)
-        return min(workers, key=lambda worker: worker.worker_id).card
+        return cards[0]
 
-    async def submit(self, submission: Submission, request_id: str) -> Job:
-        card = await self.open_card()
+    async def submit(
+        self, submission: Submission, request_id: str, idempotency: Idempotency | None = None
+    ) -> Accepted:
+        earlier = await self._earlier(idempotency)
+        if earlier is not None:
+            return Accepted(earlier, replayed=True)
+        job, pictures = await self._make_job(submission, request_id)
+        with queue_errors():
+            added = await self.broker.submit(job, {p.sha256: p.rgb for p in pictures}, idempotency)
+        if added or idempotency is None:
+            return Accepted(job)
+        earlier = await self._earlier(idempotency)
+        if earlier is None:
+            raise Unavailable("The queue lost this job.", code="job_lost", retry_after_s=RETRY_AFTER_S)
+        return Accepted(earlier, replayed=earlier.id != job.id)
+
+    async def _earlier(self, idempotency: Idempotency | None) -> Job | None:
+        """The job that has the key, where it was asked for the same thing."""
+        if idempotency is None:
+            return None
+        with queue_errors():
+            holder = await self.broker.keyed_job(idempotency.key)
+            status = None if holder is None else await self.broker.status(holder.job_id)
+        if holder is None or status is None:
+            return None
+        if holder.fingerprint != idempotency.fingerprint:
+            raise IdempotencyConflict("This Idempotency-Key was used for a different request.")
+        return status.job
+
+    async def _make_job(self, submission: Submission, request_id: str) -> tuple[Job, list[PreparedImage]]:
+        card = await self.open_card(submission.model)
         params = job_params(submission.fields, card, len(submission.images), self._text_limits)
         pictures = await self._prepare(submission.images, card)
         now = time.time()
         job = Job(
-            id=f"desc-{uuid.uuid4().hex}",
+            id=f"{submission.kind}-{uuid.uuid4().hex}",
             created_at=now,
             prompt=submission.fields.prompt,
             images=tuple(ImageRef(sha256=p.sha256, height=p.height, width=p.width) for p in pictures),
             params=params,
             deadline_at=now + self.settings.request_timeout_s,
             request_id=request_id,
+            model=card.model_id,
         )
+        return job, pictures
+
+    async def job(self, job_id: str) -> JobStatus:
+        """404 where it is unknown or has expired."""
         with queue_errors():
-            await self.broker.submit(job, {picture.sha256: picture.rgb for picture in pictures})
-        return job
+            status = await self.broker.status(job_id) if JOB_ID.fullmatch(job_id) else None
+        if status is None:
+            raise NotFound("No such job, or its result has expired.", param="job_id", code="job_not_found")
+        return status
+
+    async def cancel(self, job_id: str) -> JobStatus:
+        """Ends the job if it has not ended; what it is then."""
+        await self.job(job_id)
+        with queue_errors():
+            await self.broker.cancel(job_id)
+        return await self.job(job_id)
 
     async def _prepare(self, images: Sequence[bytes], card: ModelCard) -> list[PreparedImage]:
         began = time.monotonic()
@@ -83,9 +141,11 @@ class Gateway:
         self.metrics.preprocessed(time.monotonic() - began)
         return pictures
 
-    async def follow(self, job: Job, answer: Answer) -> AsyncGenerator[Event, None]:
-        """The job's events up to `done`; an ApiError where it ends otherwise."""
-        async with contextlib.aclosing(self.broker.events(job.id)) as events:
+    async def follow(
+        self, job: Job, answer: Answer, after: str | None = None
+    ) -> AsyncGenerator[Event, None]:
+        """The job's events (behind the one named) up to `done`; an ApiError where it ends otherwise."""
+        async with contextlib.aclosing(self.broker.events(job.id, after)) as events:
             while not answer.ended:
                 event = await self._next(events, job)
                 answer.see(event)
@@ -101,16 +161,17 @@ class Gateway:
             await self.broker.cancel(job.id)
 
     async def _next(self, events: AsyncIterator[Event], job: Job) -> Event:
-        patience_s = job.created_at + self.settings.request_timeout_s + DEADLINE_GRACE_S - time.time()
+        deadline_at = job.deadline_at or job.created_at + self.settings.request_timeout_s
+        # What a job said before its deadline can be read after it.
+        patience_s = max(deadline_at - time.time(), 0) + DEADLINE_GRACE_S
         try:
             # Not wait_for: before Python 3.12 it loses a cancellation that meets an event.
             with queue_errors():
                 async with asyncio.timeout(patience_s):
                     return await anext(events)
         except TimeoutError as late:
-            raise DeadlineExceeded(
-                f"No answer within {self.settings.request_timeout_s:g} s; the request was cancelled."
-            ) from late
+            waited_s = deadline_at - job.created_at
+            raise DeadlineExceeded(f"No answer within {waited_s:g} s; the request was cancelled.") from late
 
 
 @contextlib.contextmanager

@@ -25,24 +25,36 @@ LIST_FIELDS = frozenset({"stop", "include"})
 
 @dataclass(frozen=True)
 class Submission:
+    """model: the served name asked for, None for whichever there is. kind: begins the job's id."""
+
     fields: DescribeFields
     images: list[bytes]
+    model: str | None = None
+    kind: str = "desc"
 
 
 async def read_submission(request: Request) -> Submission:
-    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if content_type == "multipart/form-data":
+    if content_type(request) == "multipart/form-data":
         async with request.form(max_files=MAX_FORM_FILES, max_fields=MAX_FORM_FIELDS) as form:
             return await _from_form(form)
-    body = await request.body()
-    if not body:
-        raise BadRequest("The body is empty; send JSON or multipart/form-data.", code="empty_body")
-    if content_type != "application/json":
-        raise UnsupportedMedia(
-            f"Content-Type '{content_type[:80]}' is not read; send application/json or multipart/form-data."
-        )
+    body = await json_body(request, "application/json or multipart/form-data")
     # Megabytes of base64 would hold the event loop.
     return await anyio.to_thread.run_sync(_from_json, body)
+
+
+def content_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def json_body(request: Request, read: str = "application/json") -> bytes:
+    """read: what the route reads, for the error messages."""
+    body = await request.body()
+    if not body:
+        raise BadRequest(f"The body is empty; send {read}.", code="empty_body")
+    given = content_type(request)
+    if given != "application/json":
+        raise UnsupportedMedia(f"Content-Type '{given[:80]}' is not read; send {read}.")
+    return body
 
 
 def _from_json(body: bytes) -> Submission:
@@ -50,20 +62,19 @@ def _from_json(body: bytes) -> Submission:
     return Submission(fields, [decode_base64(text) for text in fields.image])
 
 
-def decode_base64(text: str) -> bytes:
+def decode_base64(text: str, param: str = "image") -> bytes:
     """Standard base64, bare or in a data URL. Other URLs are refused: the service fetches nothing."""
-    if text.startswith(("http://", "https://")):
-        raise BadField(
-            "image", "'image' is a URL; pictures are not fetched, send base64.", code="url_not_fetched"
-        )
-    if text.startswith("data:"):
+    if text[:8].lower().startswith(("http://", "https://")):
+        message = f"'{param}' is a URL; pictures are not fetched, send base64."
+        raise BadField(param, message, code="url_not_fetched")
+    if text[:5].lower() == "data:":
         head, comma, text = text.partition(",")
-        if not comma or not head.endswith(";base64"):
-            raise BadField("image", "'image' is a data URL, but not of the form data:<type>;base64,<data>.")
+        if not comma or not head.lower().endswith(";base64"):
+            raise BadField(param, f"'{param}' is a data URL, but not of the form data:<type>;base64,<data>.")
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as broken:
-        raise BadField("image", "'image' is not valid base64.", code="bad_base64") from broken
+        raise BadField(param, f"'{param}' is not valid base64.", code="bad_base64") from broken
 
 
 async def _from_form(form: FormData) -> Submission:

@@ -70,7 +70,7 @@ def retained_tokens(fields: DescribeFields, card: ModelCard, images: int) -> int
         if fields.quality not in card.quality:
             tiers = ", ".join(card.quality) or "none"
             raise BadField("quality", f"Unknown quality '{fields.quality}'; '{card.model_id}' has: {tiers}.")
-        return images * card.quality[fields.quality]
+        return images * card.quality[fields.quality] if images else None
     asked = fields.retained_tokens
     if asked is None:
         return None

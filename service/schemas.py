@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+DEFAULT_PROMPT = "Describe the image."
 MAX_STOPS = 4
 MAX_SEED = 2**63 - 1
 MAX_TOP_K = 2**31 - 1
@@ -23,12 +24,11 @@ def as_list(value: Any) -> Any:
 LoneOrList = BeforeValidator(as_list, json_schema_input_type=str | list[str])
 
 
-class DescribeFields(BaseModel):
-    """The fields of `POST /v1/describe` besides the picture."""
+class GenerationFields(BaseModel):
+    """How the answer is generated: the fields that every route has."""
 
     model_config = ConfigDict(extra="forbid")
 
-    prompt: str = Field("Describe the image.", min_length=1)
     max_tokens: int | None = Field(None, ge=1, description="Default and limit are the service's settings.")
     temperature: float = Field(
         0.0, ge=0, le=2, allow_inf_nan=False, description="Only 0 (greedy) is supported by this version."
@@ -49,6 +49,12 @@ class DescribeFields(BaseModel):
     speculation: bool | None = Field(
         None, description="Draft with the twig. Default: where the model has one."
     )
+
+
+class DescribeFields(GenerationFields):
+    """The fields of `POST /v1/describe` besides the picture."""
+
+    prompt: str = Field(DEFAULT_PROMPT, min_length=1)
     include: Annotated[list[Literal["token_map"]], LoneOrList] = Field(
         default_factory=list,
         max_length=1,
@@ -154,7 +160,9 @@ def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The `responses=` of a route: each status in the one error shape."""
     why = {
         400: "A field is bad or unknown; `param` names it.",
+        404: "No such thing, or not any more.",
         408: "The body did not arrive in time.",
+        409: "The idempotency key was used for a different request, or the job was cancelled.",
         413: "The body, the file or its pixel count is too large.",
         415: "Not an image format, or not a content type, that is read.",
         422: "The image cannot be decoded, or `retained_tokens` is impossible.",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from typing import TypeVar
 
 from starlette.responses import Response
@@ -82,12 +82,17 @@ class EventStream(Response):
 
     media_type = MEDIA_TYPE
 
-    def __init__(self, source: AsyncGenerator[bytes, None], on_close: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        source: AsyncGenerator[bytes, None],
+        on_close: Callable[[], Awaitable[None]],
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         self.status_code = 200
         self.background = None
         self._source = source
         self._on_close = on_close
-        self.init_headers(HEADERS)
+        self.init_headers({**HEADERS, **(headers or {})})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 (ASGI)
         # Listens for the disconnect whatever the ASGI version is, which starlette's own stream does not.

@@ -1,31 +1,23 @@
-"""`POST /v1/describe`: one picture (or several) in, its description out, whole or streamed.
+"""`POST /v1/describe`: one picture (or several) in, its description out: whole, streamed, or as a job.
 
-Invariant: every request ends in exactly one of: the answer, one error, or a cancelled job whose client left;
-each is counted once.
+Must not know: how a request is admitted, run and counted (`exchange`).
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import json
-import logging
-import time
-from collections.abc import AsyncGenerator
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 
-from service.answers import Answer, token_event
-from service.errors import BodyTimeout, ClientGone, TooBusy, as_api_error
-from service.gateway import Gateway
-from service.intake import Submission, read_submission
-from service.protocol import Event, Job
+from service.describe_words import STREAM_EXAMPLE, DescribeWords
+from service.exchange import Asked, exchange
+from service.idempotency import HEADER, MAX_KEY_CHARS
+from service.intake import read_submission
+from service.jobs import prefers_async
 from service.schemas import DescribeBody, DescribeFields, Description, error_responses
-from service.sse import MEDIA_TYPE, EventStream, encode_event, unless_gone, with_heartbeat
+from service.schemas_jobs import JobObject
+from service.sse import MEDIA_TYPE
 
-log = logging.getLogger(__name__)
 router = APIRouter(tags=["describe"])
 
 
@@ -45,24 +37,45 @@ def _multipart_schema() -> dict[str, Any]:
     return schema
 
 
-REQUEST_BODY = {
-    "required": True,
-    "content": {
-        "multipart/form-data": {"schema": _multipart_schema()},
-        "application/json": {"schema": DescribeBody.model_json_schema()},
+def header(name: str, description: str, **schema: Any) -> dict[str, Any]:
+    """A request header that the route reads itself."""
+    about = {"name": name, "in": "header", "required": False, "description": description}
+    return {**about, "schema": {"type": "string", **schema}}
+
+
+IDEMPOTENCY_KEY = header(
+    HEADER,
+    "The same key with the same request gives the same job: its answer if it has ended, else the wait for"
+    " it. The job then outlives its client. Kept as long as the result.",
+    minLength=1,
+    maxLength=MAX_KEY_CHARS,
+)
+DOCUMENTED = {
+    "parameters": [
+        header("Prefer", "`respond-async`: 202 and a job at once, instead of the answer.", maxLength=1024),
+        IDEMPOTENCY_KEY,
+    ],
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {"schema": _multipart_schema()},
+            "application/json": {"schema": DescribeBody.model_json_schema()},
+        },
     },
 }
-STREAM_EXAMPLE = (
-    'id: 1-2\nevent: token\ndata: {"text":"A large","token_ids":[311,902],"drafted":[true,false]}\n\n'
-    'id: 1-9\nevent: done\ndata: {"id":"desc-…","object":"description", …}\n\n'
-)
-ANSWERS = {
+LOCATION = {"description": "The job.", "schema": {"type": "string"}}
+ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
         "model": Description,
         "description": "The answer; with `stream`, `token` events (one a round), then `done` or `error`.",
         "content": {MEDIA_TYPE: {"schema": {"type": "string"}, "example": STREAM_EXAMPLE}},
     },
-    **error_responses(400, 408, 413, 415, 422, 429, 500, 503, 504),
+    202: {
+        "model": JobObject,
+        "description": "Accepted, for `Prefer: respond-async`; `stream` does not matter then.",
+        "headers": {"Location": LOCATION},
+    },
+    **error_responses(400, 408, 409, 413, 415, 422, 429, 500, 503, 504),
 }
 
 
@@ -70,91 +83,14 @@ ANSWERS = {
     "/v1/describe",
     response_model=None,
     responses=ANSWERS,
-    openapi_extra={"requestBody": REQUEST_BODY},
+    openapi_extra=DOCUMENTED,
     summary="Describe a picture",
 )
 async def describe(request: Request) -> Response:
-    gateway: Gateway = request.app.state.gateway
-    try:
-        return await _describe(gateway, request, arrived_at=time.monotonic())
-    except Exception as exc:
-        error = as_api_error(exc)
-        gateway.metrics.failed(error.code)
-        if isinstance(error, TooBusy):
-            gateway.metrics.rejected(error.code)
-        raise
+    return await exchange(request, _read)
 
 
-async def _describe(gateway: Gateway, request: Request, arrived_at: float) -> Response:
-    async with contextlib.AsyncExitStack() as held:
-        await _enter(gateway, request, held)
-        submission = await _read(request, gateway.settings.request_timeout_s)
-        job = await gateway.submit(submission, request.state.request_id)
-        answer = Answer(job, arrived_at)
-        held.push_async_callback(gateway.leave, job, answer)
-        if submission.fields.stream:
-            source = with_heartbeat(_stream(gateway, job, answer), gateway.settings.sse_heartbeat_s)
-            return EventStream(source, held.pop_all().aclose)
-        description = await unless_gone(request.receive, _whole(gateway, job, answer))
-        if description is None:
-            raise ClientGone("The client went away.")
-        return JSONResponse(_json(description))
-
-
-async def _enter(gateway: Gateway, request: Request, held: contextlib.AsyncExitStack) -> None:
-    try:
-        held.enter_context(gateway.admission.enter())
-    except TooBusy:
-        async for _ in request.stream():  # a client still sending would lose the answer to a reset
-            pass
-        raise
-
-
-async def _read(request: Request, timeout_s: float) -> Submission:
-    """A body that trickles in holds a place in admission, so it has a deadline too."""
-    try:
-        async with asyncio.timeout(timeout_s):
-            return await read_submission(request)
-    except TimeoutError as late:
-        raise BodyTimeout(f"The body did not arrive within {timeout_s:g} s.") from late
-
-
-async def _whole(gateway: Gateway, job: Job, answer: Answer) -> Description | None:
-    async with contextlib.aclosing(gateway.follow(job, answer)) as events:
-        async for event in events:
-            if event.type == "done":
-                return _finish(gateway, answer, event)
-    return None
-
-
-async def _stream(gateway: Gateway, job: Job, answer: Answer) -> AsyncGenerator[bytes, None]:
-    try:
-        async with contextlib.aclosing(gateway.follow(job, answer)) as events:
-            async for event in events:
-                if event.type == "token":
-                    yield encode_event("token", token_event(event).model_dump_json(), event.id)
-                elif event.type == "done":
-                    description = _finish(gateway, answer, event)
-                    yield encode_event("done", json.dumps(_json(description)), event.id)
-    except (GeneratorExit, asyncio.CancelledError):
-        if not answer.ended:
-            gateway.metrics.failed(ClientGone.code)
-        raise
-    except Exception as exc:  # the headers are out: the error can only be an event
-        error = as_api_error(exc)
-        if error is not exc:
-            log.exception("stream broke", extra={"job_id": job.id, "request_id": job.request_id})
-        gateway.metrics.failed(error.code)
-        yield encode_event("error", json.dumps(error.body()), answer.last_id)
-
-
-def _finish(gateway: Gateway, answer: Answer, event: Event) -> Description:
-    description = answer.description(event)
-    gateway.metrics.succeeded(description.finish_reason, answer.elapsed_s(), answer.ttft_s)
-    return description
-
-
-def _json(description: Description) -> dict[str, Any]:
-    """Without the token map where none was asked for; a token map's own null stays."""
-    unasked = {"token_map"} if description.token_map is None else None
-    return description.model_dump(mode="json", exclude=unasked)
+async def _read(request: Request) -> Asked:
+    submission = await read_submission(request)
+    background = prefers_async(request.headers.getlist("prefer"))
+    return Asked(submission, lambda _job: DescribeWords(), background)

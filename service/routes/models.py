@@ -7,7 +7,7 @@ Must not know: how heartbeats are stored, or what a card's numbers mean.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
@@ -15,10 +15,13 @@ from pydantic import BaseModel, Field
 from service.errors import NotFound
 from service.gateway import Gateway
 from service.protocol import ModelCard, WorkerInfo
-from service.schemas import error_responses
+from service.schemas import ErrorBody, error_responses
 
 router = APIRouter(tags=["models"])
 OWNER = "twigserve"
+UNKNOWN: dict[int | str, dict[str, Any]] = {
+    404: {"model": ErrorBody, "description": "No such model is served."}
+}
 
 
 class Model(BaseModel):
@@ -54,7 +57,7 @@ async def list_models(request: Request) -> ModelList:
     return ModelList(data=served(workers))
 
 
-@router.get("/v1/models/{model_id:path}", summary="One model", responses=error_responses(503))
+@router.get("/v1/models/{model_id:path}", summary="One model", responses=UNKNOWN | error_responses(503))
 async def get_model(model_id: str, request: Request) -> Model:
     gateway: Gateway = request.app.state.gateway
     _, workers = await gateway.look()

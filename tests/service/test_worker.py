@@ -162,6 +162,8 @@ async def test_what_does_not_finish_in_time_is_given_to_another_worker(queue, re
             assert heir.stub.seen[0].resume_token_ids
     assert delivered(events) == (text_of(expected_tokens("long", 120)), expected_tokens("long", 120))
     assert {event.attempt for event in events} == {1, 2}
+    resumed = DoneData.model_validate(events[-1].data).resumed_tokens
+    assert resumed == len(delivered([event for event in events if event.attempt == 1])[1])
 
 
 async def test_a_crash_of_the_engine_gives_its_jobs_back_until_the_limit(queue, redis_settings):  # noqa: F811
@@ -199,12 +201,13 @@ async def test_a_job_that_kills_its_workers_takes_no_other_job_with_it(queue, re
 async def test_a_worker_that_lost_its_lease_writes_nothing(queue, redis_settings):  # noqa: F811
     """Its keeper stops renewing once the loop stalls; then the job belongs to whoever claims it."""
     job = make_job("stalls", max_tokens=9)
-    quick = redis_settings.model_copy(update={"lease_s": 0.5})
+    quick = redis_settings.model_copy(update={"lease_s": 0.5, "max_deliveries": 50})
     with running_worker(quick, 1.6, stall_s=0.1) as stalled:
         await queue.submit(job, {})
         async with asyncio.timeout(30):
             while not stalled.stub.seen:  # noqa: ASYNC110 - a thread, nothing to await
                 await asyncio.sleep(0.01)
+        stalled.worker.stop()  # it finishes what it has and claims nothing
         with running_worker(quick, 0.05) as heir:
             events = await collect(queue, job.id)
             assert heir.stub.seen
@@ -216,7 +219,7 @@ async def test_a_worker_that_lost_its_lease_writes_nothing(queue, redis_settings
 
 
 async def test_heartbeats_carry_card_and_slots(queue, redis_settings):  # noqa: F811
-    with running_worker(redis_settings, 0.02) as worker:
+    with running_worker(redis_settings, 0.02, drain_s=0.0) as worker:
         await queue.submit(make_job("x", max_tokens=200), {})
         async with asyncio.timeout(30):
             while not (alive := await queue.workers()) or alive[0].free_slots == 4:  # noqa: ASYNC110

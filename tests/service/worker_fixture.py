@@ -22,7 +22,7 @@ class RunningWorker:
     """A worker in a thread; `join` gives back what its `run` raised."""
 
     def __init__(self, redis: RedisSettings, step_s: float = 0.0, **overrides: Any) -> None:
-        quick = {"poll_s": 0.1, "heartbeat_s": 0.1, "heartbeat_ttl_s": 10.0, "drain_s": 2.0, "max_batch": 4}
+        quick = {"poll_s": 0.1, "heartbeat_s": 0.1, "heartbeat_ttl_s": 10.0, "drain_s": 30.0, "max_batch": 4}
         self.stub = StubEngine(step_s)
         self.id = f"w-{uuid.uuid4().hex[:6]}"
         self.metrics = WorkerMetrics(self.stub.card.layers)
@@ -42,7 +42,7 @@ class RunningWorker:
         self._thread.start()
         return self
 
-    def join(self, timeout_s: float = 30.0) -> BaseException | None:
+    def join(self, timeout_s: float = 40.0) -> BaseException | None:
         self._thread.join(timeout_s)
         assert not self._thread.is_alive(), "the worker did not leave"
         return self.error

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import threading
+from typing import Any
 
 from service.broker.base import Claim
-from service.protocol import DoneData, ErrorData, Job, ModelCard, TokenData
+from service.protocol import DoneData, ErrorData, Job, ModelCard, TokenData, WorkerInfo
 from service.settings import RedisSettings
 from tests.service.scripted_worker import ScriptedWorker
 
@@ -44,6 +45,7 @@ OBJECTS = ((4.5, 4, 1.0), (3.5, 10.5, 1.3), (20, 5.5, 0.9), (19.5, 12, 1.5))
 # Accepted drafts of one round after the other, again and again.
 ACCEPTED = (5, 4, 2, 5, 0, 3)
 ALL_ROUNDS = 10_000
+HEARTBEAT_TTL_S = 600
 
 
 class SteppedWorker(ScriptedWorker):
@@ -53,6 +55,11 @@ class SteppedWorker(ScriptedWorker):
         super().__init__(settings, CARD, describe_scene)
         self._cancel_seen = cancel_seen or threading.Event()
         self._rounds = threading.Semaphore(0)
+
+    def heartbeat(self, **fields: Any) -> None:
+        """Long, as it is sent only once and a loaded machine may take minutes over a test."""
+        info = {"worker_id": "w1", "started_at": 0.0, "max_slots": 4, "free_slots": 4} | fields
+        self._broker.heartbeat(WorkerInfo(card=self.card, **info), HEARTBEAT_TTL_S)
 
     def allow(self, rounds: int = ALL_ROUNDS) -> None:
         self._rounds.release(rounds)

@@ -44,7 +44,9 @@ class Stage:
         return [job_id for worker in self.workers for job_id in worker.cancelled]
 
     async def open(self, ready: bool = True, **options: Any) -> Page:
-        context = await self.browser.new_context(**{"viewport": DESKTOP, **options})
+        # Without animations the browser rests between events, which a loaded machine needs.
+        still = {"viewport": DESKTOP, "reduced_motion": "reduce"}
+        context = await self.browser.new_context(**{**still, **options})
         page = await context.new_page()
         page.set_default_timeout(PATIENCE_MS)
         page.on("console", self._heard)

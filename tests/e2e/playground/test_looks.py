@@ -43,7 +43,7 @@ async def test_dark_follows_the_system_and_the_button(stage: Stage) -> None:
 
 async def test_nothing_is_wider_than_a_phone(stage: Stage) -> None:
     stage.allow()
-    page = await stage.open(viewport=PHONE, has_touch=True, is_mobile=True, reduced_motion="reduce")
+    page = await stage.open(viewport=PHONE, has_touch=True, is_mobile=True)
     await page.get_by_label("Compare two settings").check()
     await page.locator("#code summary").click()
     await ask(page)
@@ -121,7 +121,7 @@ LOOKS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("look", LOOKS)
 async def test_axe_finds_nothing_serious(stage: Stage, axe_source: str, look: str) -> None:
     stage.allow()
-    page = await stage.open(bypass_csp=True, reduced_motion="reduce", **LOOKS[look])
+    page = await stage.open(bypass_csp=True, **LOOKS[look])
     await page.locator("#code summary").click()
     await ask(page)
     await finished(page)

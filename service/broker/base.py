@@ -1,0 +1,157 @@
+"""The broker as its two users see it: `GatewayBroker` (asyncio) and `WorkerBroker` (threads).
+
+Promises (the contract suite proves each): a submitted job ends in exactly one terminal event; only the
+owner of the newest attempt can write; its events are numbered without gap or repetition across attempts.
+The worker side is synchronous because the engine's loop is, and its lease thread must not wait for it.
+Every method may raise `BrokerUnavailable`: the caller decides whether to wait or to refuse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from service.protocol import Event, Job, JobStatus, QueueStats, WorkerInfo
+
+
+class BrokerError(Exception):
+    """
+    BrokerError
+    ├── BrokerUnavailable   connection lost, refused, read-only, loading: try again later
+    ├── JobNotFound         never submitted, or expired since its end
+    └── Fenced              the lease passed to someone else, or the job has ended: write nothing more
+    """
+
+
+class BrokerUnavailable(BrokerError):  # noqa: N818 - a state, named as the log reads it
+    pass
+
+
+class JobNotFound(BrokerError):  # noqa: N818 - a state, named as the log reads it
+    pass
+
+
+class Fenced(BrokerError):  # noqa: N818 - a state, named as the log reads it
+    pass
+
+
+@dataclass(frozen=True)
+class Idempotency:
+    """key: a digest of the client's key and its scope. fingerprint: a digest of what was asked."""
+
+    key: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class KeyedJob:
+    job_id: str
+    fingerprint: str
+
+
+class GatewayBroker(Protocol):
+    async def start(self) -> None:
+        """Starts the event reader; does not need the server to be up."""
+
+    async def close(self) -> None:
+        """Ends every open `events` iterator with BrokerUnavailable."""
+
+    async def ping(self) -> None:
+        """Raises BrokerUnavailable within the connect timeout."""
+
+    async def submit(
+        self, job: Job, blobs: Mapping[str, bytes], idempotency: Idempotency | None = None
+    ) -> bool:
+        """Queues the job with its images (sha256 -> bytes) and takes the idempotency key, in one write.
+
+        False: this id is known, or another job has the key; nothing changed.
+        """
+
+    async def keyed_job(self, key: str) -> KeyedJob | None:
+        """Who has this idempotency key; it is free again when the job's result expires."""
+
+    def events(self, job_id: str, after: str | None = None) -> AsyncGenerator[Event, None]:
+        """The job's events behind `after` (an event id; None: from the first), up to the terminal one.
+
+        A lost connection is a pause, not an error. Raises JobNotFound, also when the server lost the job.
+        Close it (`aclose`, `contextlib.aclosing`) when leaving early.
+        """
+
+    async def cancel(self, job_id: str) -> bool:
+        """Ends the job: at once if it waits, at the next round if it runs. False: unknown or ended."""
+
+    async def status(self, job_id: str) -> JobStatus | None:
+        """None: never submitted, or expired since its end."""
+
+    async def workers(self) -> list[WorkerInfo]:
+        """Live heartbeats."""
+
+    async def queue_stats(self) -> QueueStats: ...
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to write a job's events. `attempt` is the fencing token: it grows with every claim."""
+
+    job_id: str
+    attempt: int
+    entry_id: str
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A job to run. Events continue at last_seq + 1; the tokens in resume_token_ids are delivered already.
+
+    last_chance: every delivery but this one has failed; run it alone, so that if it is what kills its
+    workers, it takes no innocent job with it.
+    """
+
+    job: Job
+    lease: Lease
+    last_seq: int
+    resume_token_ids: tuple[int, ...]
+    last_chance: bool = False
+
+
+@dataclass(frozen=True)
+class ClaimBatch:
+    """What one claim gave, and how many jobs it dropped on the way (each with its terminal event)."""
+
+    claims: Sequence[Claim] = ()
+    redelivered: int = 0
+    cancelled: int = 0
+    expired: int = 0
+    poisoned: int = 0
+
+
+class WorkerBroker(Protocol):
+    """Thread-safe. Writes are idempotent by `seq`: after BrokerUnavailable repeat the same call."""
+
+    def claim(self, limit: int) -> ClaimBatch:
+        """At most `limit` jobs: first those whose lease ran out, then new ones. Does not block."""
+
+    def wait_for_work(self, timeout_s: float) -> bool:
+        """Blocks until a job may be there (True) or the time is over; a spurious True is allowed."""
+
+    def blobs(self, sha256s: Sequence[str]) -> list[bytes | None]:
+        """The images, None where one has expired."""
+
+    def publish(self, lease: Lease, events: Sequence[Event]) -> bool:
+        """Appends events. True: the gateway asked for the job's end. Raises Fenced."""
+
+    def finish(self, lease: Lease, events: Sequence[Event]) -> None:
+        """Appends events, the last one terminal, and ends the job, in one atomic write. Raises Fenced."""
+
+    def renew(self, leases: Sequence[Lease]) -> tuple[list[Lease], list[Lease]]:
+        """Prolongs the leases we still own; returns (fenced, cancel requested)."""
+
+    def release(self, lease: Lease, *, failed: bool = False) -> None:
+        """Gives an unfinished job back, to be claimed at once; `failed` counts towards the delivery limit."""
+
+    def heartbeat(self, info: WorkerInfo, ttl_s: float) -> None: ...
+
+    def retire(self, worker_id: str) -> None:
+        """Deletes the heartbeat."""
+
+    def close(self) -> None: ...

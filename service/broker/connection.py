@@ -1,0 +1,82 @@
+"""How we connect to Redis, and what of its errors means "not now".
+
+Invariant: no command is retried here behind the caller's back; losing the server, being refused, or
+meeting a replica surfaces as `BrokerUnavailable`, and stale connections are dropped so that the next
+call reaches the new master. Knows nothing of jobs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import resources
+from typing import Any
+
+import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.exceptions import MasterDownError, OutOfMemoryError, ReadOnlyError, TryAgainError
+from redis.retry import Retry
+
+from service.broker.base import BrokerUnavailable
+from service.protocol import Keys
+from service.settings import RedisSettings
+
+# redis-py's ConnectionError also covers loading and failed authentication.
+_NOT_NOW = (
+    redis.ConnectionError,
+    redis.TimeoutError,
+    ReadOnlyError,
+    MasterDownError,
+    OutOfMemoryError,
+    TryAgainError,
+    OSError,
+)
+_GATEWAY_CONNECTIONS = 64
+
+
+def _options(settings: RedisSettings) -> dict[str, Any]:
+    return {
+        "socket_connect_timeout": settings.connect_timeout_s,
+        "socket_timeout": settings.command_timeout_s,
+        "protocol": 2,
+        "decode_responses": False,
+        "client_name": "twigserve",
+    }
+
+
+def sync_client(settings: RedisSettings) -> redis.Redis:
+    url = settings.url.get_secret_value()
+    return redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **_options(settings))
+
+
+def async_client(settings: RedisSettings) -> redis.asyncio.Redis:
+    """Its pool makes a burst of requests wait for a connection instead of refusing them."""
+    pool = redis.asyncio.BlockingConnectionPool.from_url(
+        settings.url.get_secret_value(),
+        max_connections=_GATEWAY_CONNECTIONS,
+        timeout=settings.command_timeout_s,
+        retry=AsyncRetry(NoBackoff(), 0),
+        **_options(settings),
+    )
+    return redis.asyncio.Redis.from_pool(pool)
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turns "not now" errors into BrokerUnavailable; a script's own error stays a ResponseError."""
+    try:
+        yield
+    except _NOT_NOW as error:
+        raise BrokerUnavailable(f"{type(error).__name__}: {error}") from error
+
+
+def script_source(name: str) -> str:
+    folder = resources.files("service.broker")
+    return folder.joinpath("common.lua").read_text() + folder.joinpath(f"{name}.lua").read_text()
+
+
+def script_header(keys: Keys, settings: RedisSettings) -> tuple[str | int, ...]:
+    """ARGV[1..5] of every script, see common.lua."""
+    return (keys.prefix, settings.job_ttl_s, settings.result_ttl_s, settings.max_events, settings.max_dead)

@@ -1,0 +1,34 @@
+"""A description in the words of `/v1/describe` and of a job's events: JSON, or events that carry their ids.
+
+Must not know: where events come from, how they are sent on.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from service.answers import description_json, token_event
+from service.errors import ApiError
+from service.protocol import Event
+from service.schemas import Description
+from service.sse import encode_event
+
+STREAM_EXAMPLE = (
+    'id: 1-2\nevent: token\ndata: {"text":"A large","token_ids":[311,902],"drafted":[true,false]}\n\n'
+    'id: 1-9\nevent: done\ndata: {"id":"desc-…","object":"description", …}\n\n'
+)
+
+
+class DescribeWords:
+    def whole(self, description: Description) -> dict[str, Any]:
+        return description_json(description)
+
+    def token(self, event: Event) -> bytes:
+        return encode_event("token", token_event(event).model_dump_json(), event.id)
+
+    def done(self, description: Description, event_id: str) -> bytes:
+        return encode_event("done", json.dumps(description_json(description)), event_id)
+
+    def error(self, error: ApiError, event_id: str) -> bytes:
+        return encode_event("error", json.dumps(error.body()), event_id)

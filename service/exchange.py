@@ -1,0 +1,176 @@
+"""One POST that asks for an answer: admitted, read, submitted, then answered whole, streamed, or as a job.
+
+Invariant: every request ends in exactly one of: the answer, one error, an accepted job, or a client that
+left; each answer and each error is counted once. A job that its one client leaves is cancelled; a job
+that can be asked for again (it runs in the background, or it has an idempotency key) goes on.
+Must not know: how a body is read, or in which words the answer is given (`Asked`, `Wording`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse
+
+from service.answers import Answer
+from service.errors import ApiError, BodyTimeout, ClientGone, TooBusy, as_api_error
+from service.gateway import Accepted, Gateway
+from service.idempotency import read_idempotency
+from service.intake import Submission
+from service.jobs import accepted_response, job_url
+from service.metrics import GatewayMetrics
+from service.protocol import Event, Job
+from service.schemas import Description
+from service.sse import EventStream, unless_gone, with_heartbeat
+
+log = logging.getLogger(__name__)
+
+
+class Wording(Protocol):
+    """One answer in the words of its API."""
+
+    def whole(self, description: Description) -> dict[str, Any]: ...
+    def token(self, event: Event) -> bytes: ...
+    def done(self, description: Description, event_id: str) -> bytes: ...
+    def error(self, error: ApiError, event_id: str) -> bytes: ...
+
+
+@dataclass(frozen=True)
+class Asked:
+    """background: answer with the job itself. renamed: our fields' names -> the names the client knows."""
+
+    submission: Submission
+    words: Callable[[Job], Wording]
+    background: bool = False
+    renamed: Mapping[str, str] = field(default_factory=dict)
+
+
+async def exchange(request: Request, read: Callable[[Request], Awaitable[Asked]]) -> Response:
+    gateway: Gateway = request.app.state.gateway
+    arrived_at = time.monotonic()
+    with _counted(gateway.metrics):
+        async with contextlib.AsyncExitStack() as held:
+            await _enter(gateway, request, held)
+            asked = await _read(request, read, gateway.settings.request_timeout_s)
+            with renamed(asked.renamed):
+                return await _answer(gateway, request, asked, held, arrived_at)
+
+
+async def _answer(
+    gateway: Gateway, request: Request, asked: Asked, held: contextlib.AsyncExitStack, arrived_at: float
+) -> Response:
+    idempotency = await read_idempotency(request.headers, asked.submission)
+    accepted = await gateway.submit(asked.submission, request.state.request_id, idempotency)
+    headers = _headers(accepted)
+    if asked.background:
+        return accepted_response(await gateway.job(accepted.job.id), headers)
+    job, words = accepted.job, asked.words(accepted.job)
+    answer = Answer(job, arrived_at, replayed=accepted.replayed)
+    if idempotency is None:
+        held.push_async_callback(gateway.leave, job, answer)
+    if asked.submission.fields.stream:
+        source = told(gateway, job, answer, words, metrics=gateway.metrics)
+        beating = with_heartbeat(source, gateway.settings.sse_heartbeat_s)
+        return EventStream(beating, held.pop_all().aclose, headers)
+    description = await unless_gone(request.receive, _whole(gateway, job, answer))
+    if description is None:
+        raise ClientGone("The client went away.")
+    return JSONResponse(words.whole(description), headers=headers)
+
+
+def _headers(accepted: Accepted) -> dict[str, str]:
+    headers = {"Content-Location": job_url(accepted.job.id)}
+    return headers | {"Idempotency-Replayed": "true"} if accepted.replayed else headers
+
+
+@contextlib.contextmanager
+def _counted(metrics: GatewayMetrics) -> Iterator[None]:
+    try:
+        yield
+    except Exception as exc:
+        error = as_api_error(exc)
+        metrics.failed(error.code)
+        if isinstance(error, TooBusy):
+            metrics.rejected(error.code)
+        raise
+
+
+@contextlib.contextmanager
+def renamed(names: Mapping[str, str]) -> Iterator[None]:
+    try:
+        yield
+    except ApiError as error:
+        error.param = names.get(error.param, error.param) if error.param else None
+        raise
+
+
+async def _enter(gateway: Gateway, request: Request, held: contextlib.AsyncExitStack) -> None:
+    try:
+        held.enter_context(gateway.admission.enter())
+    except TooBusy:
+        async for _ in request.stream():  # a client still sending would lose the answer to a reset
+            pass
+        raise
+
+
+async def _read(
+    request: Request, read: Callable[[Request], Awaitable[Asked]], timeout_s: float
+) -> Asked:
+    """A body that trickles in holds a place in admission, so it has a deadline too."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await read(request)
+    except TimeoutError as late:
+        raise BodyTimeout(f"The body did not arrive within {timeout_s:g} s.") from late
+
+
+async def _whole(gateway: Gateway, job: Job, answer: Answer) -> Description | None:
+    async with contextlib.aclosing(gateway.follow(job, answer)) as events:
+        async for event in events:
+            if event.type == "done":
+                return _finish(gateway.metrics, answer, event)
+    return None
+
+
+async def told(
+    gateway: Gateway,
+    job: Job,
+    answer: Answer,
+    words: Wording,
+    *,
+    after: str | None = None,
+    metrics: GatewayMetrics | None = None,
+) -> AsyncGenerator[bytes, None]:
+    """The job's events as server-sent events. metrics: None where this is not the answer that counts."""
+    try:
+        async with contextlib.aclosing(gateway.follow(job, answer, after)) as events:
+            async for event in events:
+                if event.type == "token":
+                    yield words.token(event)
+                elif event.type == "done":
+                    yield words.done(_finish(metrics, answer, event), event.id)
+    except (GeneratorExit, asyncio.CancelledError):
+        if metrics is not None and not answer.ended:
+            metrics.failed(ClientGone.code)
+        raise
+    except Exception as exc:  # the headers are out: the error can only be an event
+        error = as_api_error(exc)
+        if error is not exc:
+            log.exception("stream broke", extra={"job_id": job.id, "request_id": job.request_id})
+        if metrics is not None:
+            metrics.failed(error.code)
+        yield words.error(error, answer.last_id)
+
+
+def _finish(metrics: GatewayMetrics | None, answer: Answer, event: Event) -> Description:
+    description = answer.description(event)
+    if metrics is not None:
+        metrics.succeeded(description.finish_reason, answer.elapsed_s(), answer.ttft_s)
+    return description

@@ -1,0 +1,43 @@
+"""`Idempotency-Key`: the same key and the same request give the same job.
+
+Invariant: the fingerprint covers all that decides the answer and nothing else (not `stream`, not the
+content type), so a retry may ask for the same answer in another form.
+Must not know: how the key is kept (the broker takes it and the job in one write).
+Source: IETF draft-ietf-httpapi-idempotency-key-header.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+
+import anyio.to_thread
+
+from service.broker.base import Idempotency
+from service.errors import BadField
+from service.intake import Submission
+
+HEADER = "Idempotency-Key"
+MAX_KEY_CHARS = 255
+FORM_OF_ANSWER = {"stream"}
+
+
+async def read_idempotency(headers: Mapping[str, str], submission: Submission) -> Idempotency | None:
+    key = headers.get(HEADER)
+    if key is None:
+        return None
+    if not 1 <= len(key) <= MAX_KEY_CHARS:
+        raise BadField(HEADER, f"'{HEADER}' must have 1 to {MAX_KEY_CHARS} characters.")
+    fingerprint = await anyio.to_thread.run_sync(fingerprint_of, submission)  # megabytes to digest
+    return Idempotency(hashlib.sha256(key.encode()).hexdigest(), fingerprint)
+
+
+def fingerprint_of(submission: Submission) -> str:
+    asked = {
+        "kind": submission.kind,
+        "model": submission.model,
+        "fields": submission.fields.model_dump(mode="json", exclude=FORM_OF_ANSWER),
+        "images": [hashlib.sha256(image).hexdigest() for image in submission.images],
+    }
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()

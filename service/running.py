@@ -1,0 +1,111 @@
+"""One claimed job on its way through the engine, and what the engine says of it.
+
+Invariant: events are numbered from the claim's `last_seq` on; an event leaves `outbox` only once the
+broker has it; after a terminal event nothing is added. Pure: no Redis, no engine, no `model` package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from service.broker.base import Claim, Lease
+from service.protocol import (
+    DoneData,
+    ErrorData,
+    Event,
+    EventType,
+    Message,
+    StartedData,
+    TokenData,
+)
+
+
+class Refused(Exception):  # noqa: N818 - what the engine did, not a fault
+    """The engine will not have this job; `data` is what its client is told."""
+
+    def __init__(self, data: ErrorData) -> None:
+        super().__init__(data.message)
+        self.data = data
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What one round gave one job: the new tokens, and its end where this was the last."""
+
+    engine_id: str
+    text: str = ""
+    token_ids: Sequence[int] = ()
+    drafted: Sequence[bool] = ()
+    end: DoneData | ErrorData | None = None
+    accepted_per_position: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class EngineLoad:
+    """running, waiting: sequences; batch_size: rows of the last round; kv_usage: used share, 0..1."""
+
+    running: int
+    waiting: int
+    batch_size: int
+    kv_usage: float
+
+
+@dataclass
+class RunningJob:
+    """claimed_at: unix seconds. last_tokens_at: on the worker's monotonic clock, None before the first."""
+
+    claim: Claim
+    worker_id: str
+    claimed_at: float
+    outbox: list[Event] = field(default_factory=list)
+    last_tokens_at: float | None = None
+    ended: bool = False
+
+    def __post_init__(self) -> None:
+        self._seq = self.claim.last_seq
+        self._add("started", StartedData(worker_id=self.worker_id, resumed_tokens=len(self.resumed)))
+
+    @property
+    def lease(self) -> Lease:
+        return self.claim.lease
+
+    @property
+    def engine_id(self) -> str:
+        """Unique to the attempt: a worker may meet its own lapsed job again."""
+        return f"{self.lease.job_id}#{self.lease.attempt}"
+
+    @property
+    def resumed(self) -> tuple[int, ...]:
+        return self.claim.resume_token_ids
+
+    @property
+    def queue_s(self) -> float:
+        return max(0.0, self.claimed_at - self.claim.job.created_at)
+
+    @property
+    def log_fields(self) -> dict[str, Any]:
+        job = self.claim.job
+        return {"job_id": job.id, "request_id": job.request_id, "attempt": self.lease.attempt}
+
+    def expired(self, now: float) -> bool:
+        deadline = self.claim.job.deadline_at
+        return deadline is not None and now >= deadline
+
+    def tokens(self, text: str, token_ids: Sequence[int], drafted: Sequence[bool]) -> None:
+        self._add("token", TokenData(text=text, token_ids=tuple(token_ids), drafted=tuple(drafted)))
+
+    def done(self, data: DoneData) -> None:
+        self._add("done", data)
+
+    def failed(self, data: ErrorData) -> None:
+        self._add("error", data)
+
+    def _add(self, kind: EventType, data: Message) -> None:
+        if self.ended:
+            raise ValueError(f"job {self.lease.job_id} has ended already")
+        self._seq += 1
+        self.ended = kind in ("done", "error")
+        body = data.model_dump(mode="json")
+        self.outbox.append(Event(seq=self._seq, attempt=self.lease.attempt, type=kind, data=body))

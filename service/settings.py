@@ -1,0 +1,126 @@
+"""Every setting of the service: its name, default and variable. The only reader of the environment.
+
+`TWIGSERVE_REDIS_*`, `TWIGSERVE_GATEWAY_*`, `TWIGSERVE_WORKER_*`. Invariant: a settings object is frozen and
+complete; an unknown key, as an argument or as a `TWIGSERVE_` variable, is an error that names it.
+Resolved once at the edge (`cli`) and passed down; knows nothing of what is done with it.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+ENV_PREFIX = "TWIGSERVE_"
+
+
+class _Settings(BaseSettings):
+    model_config = SettingsConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_unknown_variables(cls, data: Any) -> Any:
+        unknown = unknown_variables(os.environ)
+        if unknown:
+            raise ValueError(f"unknown environment variable: {', '.join(unknown)}")
+        return data
+
+
+class RedisSettings(_Settings):
+    """url: redis://, rediss:// or unix:// as redis-py reads it. shard: the hash tag of all our keys.
+
+    lease_s must be the same in every worker: reclaiming uses the reclaimer's own.
+    """
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX + "REDIS_")
+
+    url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
+    shard: str = Field("q", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    lease_s: float = Field(20.0, ge=0.2, le=300)
+    max_deliveries: int = Field(3, ge=1)
+    connect_timeout_s: float = Field(2.0, gt=0)
+    command_timeout_s: float = Field(5.0, gt=0)
+    backoff_max_s: float = Field(2.0, gt=0)
+    job_ttl_s: int = Field(6 * 3600, ge=1)
+    result_ttl_s: int = Field(900, ge=1)
+    max_events: int = Field(65_536, ge=64)
+    max_dead: int = Field(10_000, ge=1)
+
+
+class GatewaySettings(_Settings):
+    """max_pixels is checked from the header, before decoding. max_queued_jobs: over it, 429.
+
+    worker_metrics_urls: expositions appended to our own; the launcher of the all-in-one service sets it.
+    """
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX + "GATEWAY_")
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65_535)
+    redis: RedisSettings = Field(default_factory=RedisSettings)
+    max_image_bytes: int = Field(20 * 1024 * 1024, ge=1)
+    max_pixels: int = Field(50_000_000, ge=1)
+    max_prompt_chars: int = Field(32_768, ge=1)
+    max_tokens_default: int = Field(128, ge=1)
+    max_tokens_limit: int = Field(4096, ge=1)
+    max_queued_jobs: int = Field(256, ge=1)
+    request_timeout_s: float = Field(300.0, gt=0)
+    sse_heartbeat_s: float = Field(10.0, gt=0)
+    decode_threads: int = Field(2, ge=1)
+    shutdown_s: float = Field(20.0, ge=0)
+    worker_metrics_urls: tuple[str, ...] = ()
+
+
+class WorkerSettings(_Settings):
+    """vlm: a checkpoint directory or `embedded`. drain_s: how long running jobs may finish after SIGTERM.
+
+    poll_s bounds how late an idle worker sees an expired lease; new jobs wake it at once.
+    stall_s: an engine whose round takes longer counts as dead: its leases are let go, `check worker` fails.
+    metrics_port 0 takes a free one; None serves no metrics.
+    """
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX + "WORKER_")
+
+    vlm: str = "embedded"
+    twig: str | None = None
+    device: str = "cpu"
+    dtype: str = "bfloat16"
+    threads: int | None = Field(None, ge=1)
+    max_batch: int = Field(8, ge=1)
+    fork_layer: int | None = None
+    drop_layer: int | None = None
+    redis: RedisSettings = Field(default_factory=RedisSettings)
+    worker_id: str | None = Field(None, pattern=r"^[A-Za-z0-9_.-]{1,128}$")
+    poll_s: float = Field(2.0, gt=0)
+    heartbeat_s: float = Field(5.0, gt=0)
+    heartbeat_ttl_s: float = Field(15.0, gt=0)
+    drain_s: float = Field(20.0, ge=0)
+    stall_s: float = Field(120.0, gt=0)
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int | None = Field(9100, ge=0, le=65_535)
+
+
+class LogSettings(_Settings):
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX + "LOG_")
+
+    level: str = Field("info", pattern="^(debug|info|warning|error)$")
+
+
+def known_variables() -> frozenset[str]:
+    names: set[str] = set()
+    for settings in (RedisSettings, GatewaySettings, WorkerSettings, LogSettings):
+        prefix = str(settings.model_config["env_prefix"])
+        names |= {(prefix + field).upper() for field in settings.model_fields}
+    return frozenset(names)
+
+
+def unknown_variables(environ: Any) -> list[str]:
+    names = {name.upper() for name in environ if name.upper().startswith(ENV_PREFIX)}
+    return sorted(names - known_variables())
+
+
+def explicit_redis_url() -> str | None:
+    """The Redis the environment names, None where it names none (then the launcher starts its own)."""
+    return os.environ.get(ENV_PREFIX + "REDIS_URL")

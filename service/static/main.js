@@ -1,0 +1,197 @@
+// The page put together: picture, question and settings in; answers, code and history out.
+// Invariant: one question is under way at a time, on one panel or (compared) on two.
+
+import { endpoint, formFields, servedModels } from "./api.js";
+import { make, onPick, press } from "./dom.js";
+import { History } from "./history.js";
+import { AnswerPanel } from "./panel.js";
+import { PicturePicker } from "./picture.js";
+import { snippet } from "./snippets.js";
+
+const LOOK_AGAIN_MS = 2000;
+const LOOK_WHILE_READY_MS = 15000;
+const byId = (id) => document.getElementById(id);
+
+class Playground {
+  constructor() {
+    this.card = null;
+    this.running = null;
+    this.language = "curl";
+    this.side = 0;
+    this.question = byId("question");
+    this.maxTokens = byId("max-tokens");
+    this.compare = byId("compare");
+    this.panels = [0, 1].map(() => this.makePanel());
+    this.history = new History((asked) => this.reopen(asked));
+    this.pictures = new PicturePicker((picture) => this.offerQuestions(picture.questions));
+    this.listen();
+    this.arrange();
+  }
+
+  makePanel() {
+    const root = byId("panel-template").content.cloneNode(true).firstElementChild;
+    byId("answers").append(root);
+    return new AnswerPanel(root, () => this.showCode());
+  }
+
+  /** The panels that a question goes to. */
+  get asked() {
+    return this.compare.checked ? this.panels : this.panels.slice(0, 1);
+  }
+
+  listen() {
+    byId("ask").addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.ask();
+    });
+    byId("ask").addEventListener("input", () => this.showCode());
+    this.question.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+      event.preventDefault();
+      byId("ask").requestSubmit();
+    });
+    byId("cancel").addEventListener("click", () => this.running?.abort());
+    this.compare.addEventListener("change", () => this.arrange());
+    onPick(byId("languages"), (button) => this.pickCode(button, () => (this.language = button.dataset.language)));
+    onPick(byId("code-side"), (button) => this.pickCode(button, () => (this.side = Number(button.dataset.side))));
+    byId("copy").addEventListener("click", () => this.copyCode());
+  }
+
+  arrange() {
+    const two = this.compare.checked;
+    this.panels[1].root.hidden = !two;
+    byId("answers").classList.toggle("two", two);
+    this.panels[0].label(two ? "Answer A" : "Answer");
+    this.panels[1].label("Answer B");
+    byId("code-side").hidden = !two;
+    this.showCode();
+  }
+
+  // --- the model ---
+
+  async findModel() {
+    try {
+      const [served] = await servedModels();
+      if (served) this.setCard(served.id, served.card);
+      else this.tellServed("No worker is ready; looking again…", false);
+    } catch (failure) {
+      this.tellServed(failure.message, false);
+    }
+    const ready = byId("served").classList.contains("ready");
+    setTimeout(() => this.findModel(), ready ? LOOK_WHILE_READY_MS : LOOK_AGAIN_MS);
+  }
+
+  setCard(name, card) {
+    const [rows, columns] = card.grid;
+    this.tellServed(`${name} · ${rows} × ${columns} patches`, true);
+    if (JSON.stringify(card) === JSON.stringify(this.card)) return; // what the visitor has set stays
+    this.card = card;
+    this.panels[0].setting.setCard(card, { retained: card.default_retained, speculation: true });
+    // The other side of a comparison begins as the plain network: nothing pruned, nothing drafted.
+    this.panels[1].setting.setCard(card, { retained: card.image_tokens, speculation: false });
+    this.setRunning(this.running);
+  }
+
+  tellServed(text, ready) {
+    byId("served-name").textContent = text;
+    byId("served").classList.toggle("ready", ready);
+  }
+
+  // --- the question ---
+
+  offerQuestions(questions) {
+    const chips = questions.map((text) => make("button", { type: "button" }, text));
+    byId("examples").replaceChildren(...chips);
+    for (const chip of chips) {
+      chip.addEventListener("click", () => {
+        this.question.value = chip.textContent;
+        this.showCode();
+      });
+    }
+    this.showCode();
+  }
+
+  fields(panel) {
+    const maxTokens = this.maxTokens.value === "" ? null : this.maxTokens.value;
+    return formFields({ question: this.question.value, maxTokens, setting: panel.setting.fields() });
+  }
+
+  async ask() {
+    const { picture } = this.pictures;
+    if (!picture || !this.card || this.running) return;
+    this.setRunning(new AbortController());
+    const { signal } = this.running;
+    this.panels[0].reveal();
+    const [panels, card] = [this.asked, this.card];
+    const asked = { picture, question: this.question.value, maxTokens: this.maxTokens.value, card };
+    const settings = panels.map(({ setting }) => ({ snapshot: setting.snapshot(), told: setting.told() }));
+    try {
+      const runs = panels.map((panel) => panel.run(picture, this.fields(panel), card, signal));
+      const sides = (await Promise.all(runs)).map((happened, i) => ({ ...settings[i], happened }));
+      this.history.add({ ...asked, sides });
+    } finally {
+      this.setRunning(null);
+    }
+  }
+
+  setRunning(controller) {
+    const cancel = byId("cancel");
+    const hadFocus = document.activeElement === cancel;
+    this.running = controller;
+    byId("send").disabled = controller !== null || !this.card;
+    cancel.hidden = controller === null;
+    if (hadFocus && cancel.hidden) byId("send").focus();
+  }
+
+  /** @param {import("./history.js").Asked} asked */
+  reopen(asked) {
+    if (this.running) return;
+    this.pictures.use(asked.picture);
+    this.question.value = asked.question;
+    this.maxTokens.value = asked.maxTokens;
+    this.compare.checked = asked.sides.length === 2;
+    asked.sides.forEach(({ snapshot, happened }, i) => {
+      this.panels[i].setting.restore(snapshot);
+      this.panels[i].replay(asked.picture, asked.card, happened);
+    });
+    this.arrange();
+  }
+
+  // --- the code ---
+
+  pickCode(button, change) {
+    change();
+    press(button.parentElement, button);
+    this.showCode();
+  }
+
+  showCode() {
+    if (!this.card) return;
+    const panel = this.asked[this.side] ?? this.panels[0];
+    const file = this.pictures?.picture?.name ?? "picture.png";
+    const request = { url: endpoint("v1/describe"), file, fields: this.fields(panel) };
+    byId("snippet").textContent = snippet(this.language, request);
+  }
+
+  async copyCode() {
+    const button = byId("copy");
+    const copied = await copyText(byId("snippet"));
+    button.textContent = copied ? "Copied" : "Press Ctrl+C";
+    setTimeout(() => (button.textContent = "Copy"), 2000);
+  }
+}
+
+/** The clipboard is there only in secure contexts; elsewhere the text is left selected. */
+async function copyText(element) {
+  getSelection().selectAllChildren(element);
+  try {
+    await navigator.clipboard.writeText(element.textContent);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+const playground = new Playground();
+playground.findModel();
+playground.pictures.loadScenes();

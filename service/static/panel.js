@@ -1,0 +1,136 @@
+// One answer on the page: its setting, its figures, its streamed text, its error, its keep-map.
+// Invariant: a panel shows one run at a time, and a run always ends in exactly one of: done, failed, cancelled.
+
+import { ApiFailure, describe } from "./api.js";
+import { make } from "./dom.js";
+import { KeepMap } from "./keepmap.js";
+import { Setting } from "./settings.js";
+import { Tiles } from "./tiles.js";
+import { KINDS, coloured } from "./tokens.js";
+
+/** @typedef {{type: "token" | "done" | "failed" | "cancelled", data?: any, at: number}} Happening */
+
+const FINISHED = { stop: "Finished.", length: "Stopped at the longest answer allowed." };
+
+export class AnswerPanel {
+  /** @param {HTMLElement} root  @param {() => void} onSetting */
+  constructor(root, onSetting) {
+    this.root = root;
+    this.title = root.querySelector(".panel-title");
+    this.status = root.querySelector(".status");
+    this.answer = root.querySelector(".answer");
+    this.error = root.querySelector(".error");
+    this.mixedLegend = root.querySelector(".legend-mixed");
+    this.setting = new Setting(root, onSetting);
+    this.tiles = new Tiles(root);
+    this.map = new KeepMap(root.querySelector(".map"));
+    this.label("Answer");
+    this.status.textContent = "The answer will appear here.";
+  }
+
+  label(title) {
+    this.title.textContent = title;
+    this.answer.setAttribute("aria-label", `${title}, as it comes`);
+    this.root.setAttribute("aria-label", title);
+    this.root.querySelector(".slider-label").htmlFor = this.setting.slider.id = `${title.replace(" ", "-")}-kept`;
+  }
+
+  /**
+   * Asks, and shows what comes. Returns all that happened, so that `replay` can show it again.
+   * @returns {Promise<Happening[]>}
+   */
+  async run(picture, fields, card, signal) {
+    const began = performance.now();
+    const happened = [];
+    const happen = (type, data) => {
+      const happening = { type, data, at: performance.now() - began };
+      happened.push(happening);
+      this.show(happening);
+    };
+    this.begin(picture, card);
+    try {
+      for await (const { type, data } of describe(picture, fields, signal)) happen(type, data);
+    } catch (broken) {
+      if (signal.aborted) happen("cancelled");
+      else if (broken instanceof ApiFailure) happen("failed", broken);
+      else throw broken;
+    }
+    return happened;
+  }
+
+  /** @param {Happening[]} happened */
+  replay(picture, card, happened) {
+    this.begin(picture, card);
+    happened.forEach((happening) => this.show(happening));
+  }
+
+  begin(picture, card) {
+    this.answer.replaceChildren();
+    this.error.hidden = true;
+    this.mixedLegend.hidden = true;
+    this.tiles.begin(0);
+    this.map.begin(picture.bitmap, card);
+    this.setBusy(true, "Waiting for the first token…");
+  }
+
+  /** On a phone the answer lies below the question. */
+  reveal() {
+    if (this.root.getBoundingClientRect().top < innerHeight / 2) return;
+    const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    this.root.scrollIntoView({ behavior: still ? "instant" : "smooth" });
+  }
+
+  setBusy(busy, told) {
+    // While busy a screen reader holds back; it then reads the whole answer, not crumbs of it.
+    this.answer.setAttribute("aria-busy", String(busy));
+    this.status.textContent = told;
+  }
+
+  /** @param {Happening} happening */
+  show({ type, data, at }) {
+    const shows = { token: this.token, done: this.done, failed: this.failed, cancelled: this.cancelled };
+    shows[type].call(this, data, at);
+  }
+
+  token(round, at) {
+    this.status.textContent = "Answering…";
+    this.tiles.round(round, at);
+    for (const { text, kind, title } of coloured(round)) {
+      if (kind === KINDS.mixed) this.mixedLegend.hidden = false;
+      this.answer.append(make("span", { className: `token ${kind}`, title }, text));
+    }
+  }
+
+  done(answer) {
+    this.tiles.done(answer);
+    this.map.show(answer.token_map);
+    this.setBusy(false, FINISHED[answer.finish_reason] ?? `Ended: ${answer.finish_reason}.`);
+  }
+
+  cancelled() {
+    this.setBusy(false, "Cancelled; the work on the server was stopped.");
+    this.map.describe("An unfinished answer has no map.");
+  }
+
+  /** @param {ApiFailure} failure */
+  failed(failure) {
+    this.setBusy(false, "");
+    this.map.hide();
+    this.error.querySelector(".error-message").textContent = failure.message;
+    const details = [
+      ["Code", failure.code],
+      ["Field", failure.param],
+      ["Type", failure.type],
+      ["Status", failure.status],
+      ["Try again after", failure.retryAfter && `${failure.retryAfter} s`],
+      ["Request", failure.requestId],
+    ];
+    const shown = details.filter(([, value]) => value !== null && value !== undefined);
+    this.error.querySelector(".error-details").replaceChildren(...shown.map(detail));
+    this.error.hidden = false;
+  }
+}
+
+function detail([name, value]) {
+  return make("div", {}, make("dt", {}, name), make("dd", {}, make("code", {}, String(value))));
+}

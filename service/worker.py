@@ -1,0 +1,206 @@
+"""The worker process: the engine behind a port, metrics, signals. The one module that imports `model`.
+
+Invariant: `model`'s types end here; what goes on is in the service's own words (`running`, `protocol`).
+Must not know: Redis, HTTP, how jobs are claimed (that is `worker_loop`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import uuid
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from prometheus_client import start_http_server
+
+from model.card import ModelCard as EngineCard
+from model.request import Request, RequestError, Result, SamplingParams, StepOutput
+from service.broker.base import WorkerBroker
+from service.broker.redis_worker import RedisWorkerBroker
+from service.metrics import WorkerMetrics
+from service.protocol import DoneData, ErrorData, ImageRef, JobParams, ModelCard
+from service.running import EngineLoad, Progress, Refused, RunningJob
+from service.settings import WorkerSettings
+from service.worker_loop import Worker
+
+if TYPE_CHECKING:
+    from model.engine import Engine as TwigEngine
+
+log = logging.getLogger("twigserve.worker")
+
+
+class VlmStats(Protocol):
+    @property
+    def running(self) -> int: ...
+    @property
+    def waiting(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def kv_tokens_used(self) -> int: ...
+    @property
+    def kv_tokens_capacity(self) -> int: ...
+
+
+class VlmEngine(Protocol):
+    """What of `model.engine.Engine` the worker uses."""
+
+    card: EngineCard
+
+    def add(self, request: Request) -> str: ...
+    def step(self) -> list[StepOutput]: ...
+    def abort(self, request_id: str) -> None: ...
+    def has_work(self) -> bool: ...
+    def stats(self) -> VlmStats: ...
+
+
+def load_engine(settings: WorkerSettings) -> TwigEngine:
+    from model.engine import Engine as TwigEngine
+    from model.engine import EngineConfig
+
+    return TwigEngine.from_pretrained(
+        settings.vlm,
+        settings.twig,
+        device=settings.device,
+        dtype=settings.dtype,
+        config=EngineConfig(max_batch=settings.max_batch, threads=settings.threads),
+        fork_layer=settings.fork_layer,
+        drop_layer=settings.drop_layer,
+    )
+
+
+class Engine:
+    """The engine as the loop sees it (`worker_loop.EnginePort`)."""
+
+    def __init__(self, engine: VlmEngine) -> None:
+        self._engine = engine
+        self._wants_map: set[str] = set()
+        self.card = ModelCard.model_validate(engine.card.to_dict())
+
+    def begin(self, job: RunningJob, images: Sequence[bytes | None]) -> None:
+        params = job.claim.job.params
+        try:
+            self._engine.add(_request(job, params, images))
+        except RequestError as error:
+            kind, code = "invalid_request_error", "invalid_request"
+            raise Refused(ErrorData(type=kind, message=str(error), code=code, param=error.param)) from error
+        except Exception as error:
+            log.exception("the engine could not take a job", extra=job.log_fields)
+            data = ErrorData(message="The engine could not take the request.", code="engine_error")
+            raise Refused(data) from error
+        if params.token_map:
+            self._wants_map.add(job.engine_id)
+
+    def advance(self) -> list[Progress]:
+        outputs = self._engine.step()
+        batch_size = self._engine.stats().batch_size
+        return [self._progress(output, batch_size) for output in outputs]
+
+    def abort(self, engine_id: str) -> None:
+        self._engine.abort(engine_id)
+
+    def has_work(self) -> bool:
+        return self._engine.has_work()
+
+    def load(self) -> EngineLoad:
+        stats = self._engine.stats()
+        usage = stats.kv_tokens_used / max(1, stats.kv_tokens_capacity)
+        return EngineLoad(stats.running, stats.waiting, stats.batch_size, usage)
+
+    def _progress(self, output: StepOutput, batch_size: int) -> Progress:
+        result, end = output.result, None
+        if result is not None:
+            end = self._end(result, batch_size)
+            self._wants_map.discard(output.request_id)
+        positions = result.accepted_per_position if result is not None else ()
+        return Progress(output.request_id, output.text, output.token_ids, output.drafted, end, positions)
+
+    def _end(self, result: Result, batch_size: int) -> DoneData | ErrorData:
+        if result.finish_reason in ("abort", "error"):
+            log.error("request failed in the engine", extra={"error": result.error})
+            return ErrorData(message="The engine could not finish the request.", code="engine_error")
+        done = _done(result, self.card.model_id, batch_size)
+        if result.request_id not in self._wants_map:
+            return done
+        scores = None if result.token_scores is None else tuple(result.token_scores)
+        token_map = {
+            "grid": self.card.grid,
+            "kept_indices": tuple(result.kept_indices),
+            "token_scores": scores,
+        }
+        return done.model_copy(update=token_map)
+
+
+def run_worker(settings: WorkerSettings, load: Callable[[WorkerSettings], VlmEngine] = load_engine) -> None:
+    """Returns when drained after SIGTERM or SIGINT; raises where the engine failed."""
+    worker_id = settings.worker_id or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+    engine = Engine(load(settings))
+    metrics = WorkerMetrics(engine.card.layers)
+    broker: WorkerBroker = RedisWorkerBroker(settings.redis)
+    worker = Worker(engine, broker, settings, worker_id, metrics)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: worker.stop())
+    server = None
+    if settings.metrics_port is not None:
+        server, _ = start_http_server(settings.metrics_port, settings.metrics_host, metrics.registry)
+    try:
+        worker.run()
+    finally:
+        broker.close()
+        if server is not None:
+            server.shutdown()
+            server.server_close()
+
+
+def _request(job: RunningJob, params: JobParams, images: Sequence[bytes | None]) -> Request:
+    refs = job.claim.job.images
+    return Request(
+        prompt=job.claim.job.prompt,
+        images=[_pixels(ref, raw) for ref, raw in zip(refs, images, strict=True)],
+        sampling=SamplingParams(
+            max_tokens=params.max_tokens,
+            temperature=params.temperature,
+            top_p=params.top_p,
+            top_k=params.top_k,
+            seed=params.seed,
+            stop=params.stop,
+            ignore_eos=params.ignore_eos,
+        ),
+        retained_tokens=params.retained_tokens,
+        speculation=params.speculation,
+        request_id=job.engine_id,
+        resume_token_ids=job.resumed,
+    )
+
+
+def _pixels(image: ImageRef, raw: bytes | None) -> Any:
+    """uint8 [H, W, 3], writable, as torch wants its memory."""
+    if raw is None:
+        raise ValueError("the image has expired")
+    return np.frombuffer(bytearray(raw), np.uint8).reshape(image.height, image.width, 3)
+
+
+def _done(result: Result, model_id: str, batch_size: int) -> DoneData:
+    return DoneData(
+        text=result.text,
+        token_ids=tuple(result.token_ids),
+        finish_reason=result.finish_reason,
+        model=model_id,
+        prompt_tokens=result.prompt_tokens,
+        image_tokens=result.image_tokens,
+        kept_tokens=result.kept_tokens,
+        retained_tokens=result.retained_tokens,
+        draft_rounds=result.draft_rounds,
+        draft_tokens=result.draft_tokens,
+        accepted_tokens=result.accepted_tokens,
+        batch_size=batch_size,
+        queue_s=result.queue_s,
+        encode_s=result.encode_s,
+        prefill_s=result.prefill_s,
+        decode_s=result.decode_s,
+        ttft_s=result.ttft_s,
+    )

@@ -1,0 +1,294 @@
+"""The worker's loop: claims jobs, turns the engine, writes their events.
+
+Invariant: every claimed job leaves here in one of three ways: with its terminal event, released to another
+worker, or fenced (and then nothing of it is written). Unsent events stop the engine instead of piling up.
+Must not know: Redis, HTTP, the `model` package (it sees the engine through `EnginePort`).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Protocol
+
+from service.broker.base import BrokerError, BrokerUnavailable, Claim, Fenced, WorkerBroker
+from service.lease_keeper import LeaseKeeper, Pace
+from service.metrics import WorkerMetrics
+from service.protocol import CANCELLED, EXPIRED, DoneData, ErrorData, ModelCard, WorkerInfo
+from service.running import EngineLoad, Progress, Refused, RunningJob
+from service.settings import WorkerSettings
+
+log = logging.getLogger("twigserve.worker")
+
+_WAIT_SLICE_S = 1.0  # how late an idle worker notices SIGTERM
+_BACKOFF_FIRST_S = 0.05
+
+
+class EnginePort(Protocol):
+    """The engine in the service's own words, see `service.worker.Engine`."""
+
+    @property
+    def card(self) -> ModelCard: ...
+    def begin(self, job: RunningJob, images: Sequence[bytes | None]) -> None:
+        """Raises Refused where the engine will not have it."""
+
+    def advance(self) -> list[Progress]: ...
+    def abort(self, engine_id: str) -> None: ...
+    def has_work(self) -> bool: ...
+    def load(self) -> EngineLoad: ...
+
+
+class Worker:
+    """`run` returns after `stop` (what runs may finish in the drain time) or raises the engine's error."""
+
+    def __init__(
+        self,
+        engine: EnginePort,
+        broker: WorkerBroker,
+        settings: WorkerSettings,
+        worker_id: str,
+        metrics: WorkerMetrics,
+    ) -> None:
+        self._engine = engine
+        self._broker = broker
+        self._settings = settings
+        self._id = worker_id
+        self._metrics = metrics
+        self._card = engine.card
+        self._waiting: list[Claim] = []  # claimed, not yet with the engine
+        self._jobs: dict[str, RunningJob] = {}  # by engine id
+        self._started_at = time.time()
+        self._drain_until: float | None = None
+        self._backoff_s = _BACKOFF_FIRST_S
+        self._rate = _Rate(time.monotonic())
+        self._stop = threading.Event()
+        pace = Pace(settings.redis.lease_s / 4, settings.heartbeat_s, settings.stall_s)
+        self._keeper = LeaseKeeper(broker, self._beat, pace)
+
+    def stop(self) -> None:
+        """Safe in a signal handler. Called again, it stops waiting for what runs."""
+        if self._stop.is_set():
+            self._drain_until = 0.0
+        self._stop.set()
+
+    def run(self) -> None:
+        log.info("worker ready", extra={"worker_id": self._id, "vlm": self._card.model_id})
+        self._keeper.start()
+        try:
+            while not self._finished():
+                self._turn()
+        except Exception:
+            # The engine's state is unknown: give everything back, counted as a failed delivery each.
+            log.exception("engine failed", extra={"worker_id": self._id, "jobs": len(self._jobs)})
+            self._release_all(failed=True)
+            raise
+        finally:
+            self._leave()
+
+    def _finished(self) -> bool:
+        if not self._stop.is_set():
+            return False
+        if self._drain_until is None:
+            log.info("draining", extra={"worker_id": self._id, "jobs": len(self._jobs)})
+            self._drain_until = time.monotonic() + self._settings.drain_s
+            self._release_waiting(failed=False)
+        return not self._jobs or time.monotonic() >= self._drain_until
+
+    def _leave(self) -> None:
+        self._keeper.stop()
+        self._release_all(failed=False)
+        with suppress(BrokerError):
+            self._broker.retire(self._id)
+        log.info("worker left", extra={"worker_id": self._id})
+
+    def _turn(self) -> None:
+        self._keeper.turn()
+        self._metrics.last_round.set_to_current_time()
+        try:
+            self._flush()
+            self._drop_lost()
+            found = 0 if self._stop.is_set() else self._claim()
+            self._begin_waiting()
+        except BrokerUnavailable as error:
+            log.warning("broker away", extra={"error": str(error), "retry_s": self._backoff_s})
+            self._pause()
+            return
+        self._backoff_s = _BACKOFF_FIRST_S
+        if self._engine.has_work():
+            self._step()
+        elif not found and not self._jobs and not self._waiting:
+            self._wait()
+
+    def _pause(self) -> None:
+        time.sleep(self._backoff_s)
+        self._backoff_s = min(2 * self._backoff_s, self._settings.redis.backoff_max_s)
+
+    def _wait(self) -> None:
+        until = time.monotonic() + self._settings.poll_s
+        with suppress(BrokerUnavailable):  # the next claim says so, and paces the retries
+            while not self._stop.is_set() and (left := until - time.monotonic()) > 0:
+                if self._broker.wait_for_work(min(left, _WAIT_SLICE_S)):
+                    return
+
+    # --- in ---
+
+    def _claim(self) -> int:
+        free = self._settings.max_batch - len(self._jobs) - len(self._waiting)
+        if free <= 0 or self._runs_one_alone():
+            return 0
+        batch = self._broker.claim(free)
+        self._metrics.claimed(batch)
+        for claim in sorted(batch.claims, key=lambda claim: claim.last_chance):
+            self._keeper.hold(claim.lease)
+            self._waiting.append(claim)
+        return len(batch.claims) + batch.cancelled + batch.expired + batch.poisoned
+
+    def _runs_one_alone(self) -> bool:
+        claims = [*self._waiting, *(job.claim for job in self._jobs.values())]
+        return any(claim.last_chance for claim in claims)
+
+    def _begin_waiting(self) -> None:
+        while self._waiting and not (self._jobs and self._waiting[0].last_chance):
+            self._begin(self._waiting[0])  # where the broker is away, it stays first in line
+            alone = self._waiting.pop(0).last_chance
+            if alone:
+                return
+
+    def _begin(self, claim: Claim) -> None:
+        images = self._broker.blobs([image.sha256 for image in claim.job.images])
+        for older in [other for other in self._jobs.values() if other.lease.job_id == claim.job.id]:
+            self._forget(older, "fenced")
+        job = RunningJob(claim, self._id, time.time())
+        self._jobs[job.engine_id] = job
+        try:
+            self._engine.begin(job, images)
+        except Refused as refusal:
+            log.info("job refused", extra=job.log_fields | {"error": refusal.data.message})
+            job.failed(refusal.data)
+
+    # --- the engine's round ---
+
+    def _step(self) -> None:
+        progress = self._engine.advance()
+        now = time.monotonic()
+        for part in progress:
+            job = self._jobs.get(part.engine_id)
+            if job is not None and not job.ended:
+                self._take(job, part, now)
+        self._metrics.see_round(self._engine.load())
+
+    def _take(self, job: RunningJob, part: Progress, now: float) -> None:
+        if part.text or part.token_ids:
+            job.tokens(part.text, part.token_ids, part.drafted)
+        if part.token_ids:
+            gap_s = None if job.last_tokens_at is None else now - job.last_tokens_at
+            job.last_tokens_at = now
+            self._metrics.generated(len(part.token_ids), gap_s)
+            self._rate.count += len(part.token_ids)
+        if isinstance(part.end, ErrorData):
+            log.error("engine gave a job up", extra=job.log_fields)
+            job.failed(part.end)
+        elif part.end is not None:
+            self._done(job, part.end, part.accepted_per_position)
+
+    def _done(self, job: RunningJob, data: DoneData, accepted_per_position: Sequence[int]) -> None:
+        queue_s, resumed = job.queue_s + data.queue_s, len(job.resumed)
+        data = data.model_copy(update={"worker_id": self._id, "queue_s": queue_s, "resumed_tokens": resumed})
+        job.done(data)
+        self._metrics.finished(data, accepted_per_position)
+        log.info("job done", extra=job.log_fields | {"tokens": len(data.token_ids)})
+
+    # --- out ---
+
+    def _flush(self) -> None:
+        """Sends what is unsent; after BrokerUnavailable the same again, as writes are idempotent."""
+        for job in [job for job in self._jobs.values() if job.outbox]:
+            try:
+                if job.ended:
+                    self._broker.finish(job.lease, job.outbox)
+                    self._forget(job, None)
+                elif self._broker.publish(job.lease, job.outbox):
+                    job.outbox.clear()
+                    self._cancel(job)
+                else:
+                    job.outbox.clear()
+            except Fenced:
+                self._forget(job, "fenced")
+
+    def _drop_lost(self) -> None:
+        fenced, cancelled = self._keeper.take_news()
+        self._waiting = [claim for claim in self._waiting if claim.lease not in fenced]
+        now = time.time()
+        for job in list(self._jobs.values()):
+            if job.lease in fenced:
+                self._forget(job, "fenced")
+            elif job.lease in cancelled:
+                self._cancel(job)
+            elif job.expired(now) and not job.ended:
+                data = ErrorData(type="timeout_error", message="The deadline passed.", code=EXPIRED)
+                self._end_early(job, data, "expired")
+
+    def _cancel(self, job: RunningJob) -> None:
+        if not job.ended:
+            data = ErrorData(type="cancelled_error", message="The request was cancelled.", code=CANCELLED)
+            self._end_early(job, data, "cancelled")
+
+    def _end_early(self, job: RunningJob, data: ErrorData, counted_as: str) -> None:
+        """The event goes out with the next flush; what the engine still says of the job is ignored."""
+        job.failed(data)
+        self._engine.abort(job.engine_id)
+        self._metrics.dropped(counted_as)
+
+    def _forget(self, job: RunningJob, counted_as: str | None) -> None:
+        del self._jobs[job.engine_id]
+        self._keeper.drop(job.lease)
+        if not job.ended:
+            self._engine.abort(job.engine_id)
+        if counted_as is not None:
+            log.warning("job dropped", extra=job.log_fields | {"reason": counted_as})
+            self._metrics.dropped(counted_as)
+
+    def _release_waiting(self, *, failed: bool) -> None:
+        for claim in self._waiting:
+            with suppress(BrokerError):
+                self._broker.release(claim.lease, failed=failed)
+            self._keeper.drop(claim.lease)
+        self._waiting.clear()
+
+    def _release_all(self, *, failed: bool) -> None:
+        self._release_waiting(failed=False)
+        for job in self._jobs.values():
+            with suppress(BrokerError):
+                if job.ended:
+                    self._broker.finish(job.lease, job.outbox)
+                else:
+                    self._broker.release(job.lease, failed=failed)
+        self._jobs.clear()
+
+    def _beat(self) -> None:
+        info = WorkerInfo(
+            worker_id=self._id,
+            started_at=self._started_at,
+            card=self._card,
+            max_slots=self._settings.max_batch,
+            free_slots=max(0, self._settings.max_batch - len(self._jobs)),
+            draining=self._stop.is_set(),
+            tokens_per_s=self._rate.per_s(time.monotonic()),
+        )
+        self._broker.heartbeat(info, self._settings.heartbeat_ttl_s)
+
+
+class _Rate:
+    """Tokens per second between two looks."""
+
+    def __init__(self, now: float) -> None:
+        self.count = 0
+        self._seen, self._at = 0, now
+
+    def per_s(self, now: float) -> float:
+        count, elapsed_s = self.count - self._seen, now - self._at
+        self._seen, self._at = self.count, now
+        return count / elapsed_s if elapsed_s > 0 else 0.0
