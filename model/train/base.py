@@ -26,8 +26,8 @@ from model.train.loop import Checkpoint, cosine_rate, run_steps, stage_at, updat
 from model.train.pack import Packed, Packer
 from model.train.tower import TOWER_CONFIG
 
-STAGES = (Stage((48, 96), 3, 8, 2600), Stage((96, 288), 4, 8, 240), Stage((576, 576), 6, 4, 80))
-ALIGN_STEPS = 150
+STAGES = (Stage((48, 96), 3, 8, 2200), Stage((96, 288), 4, 8, 200), Stage((576, 576), 6, 4, 80))
+ALIGN_STEPS, ALIGN_RATE = 1500, 3e-3
 LEARNING_RATE = 1e-3
 
 
@@ -112,17 +112,30 @@ class BaseRun:
     def _align(self) -> None:
         projector = self.vlm.model.multi_modal_projector
         words = self.vlm.get_input_embeddings().weight.detach()
-        optimizer = torch.optim.AdamW(projector.parameters(), 2e-3)
+        optimizer = torch.optim.AdamW(projector.parameters(), ALIGN_RATE)
         for step in range(ALIGN_STEPS):
-            picks = np.random.default_rng([step, 7]).integers(len(self.pool.scenes), size=8)
-            features = torch.from_numpy(self.pool.features[picks]).float()
-            target = torch.stack([patch_words(self.pool.scenes[p], self.tokenizer) for p in picks])
-            loss = F.cross_entropy((projector(features) @ words.T).flatten(0, 1), target.flatten(0, 1))
-            update(optimizer, projector, loss, 2e-3)
-            if step % 25 == 24:
-                print(
-                    json.dumps({"run": "align", "step": step + 1, "loss": round(loss.item(), 4)}), flush=True
-                )
+            features, target = self._align_batch(step)
+            logits = projector(features) @ words.T
+            loss = F.cross_entropy(logits, target)
+            update(optimizer, projector, loss, cosine_rate(ALIGN_RATE, step, 20, step / ALIGN_STEPS))
+            if step % 100 == 99:
+                shown = target[:, self.nouns].amax(-1) > 0
+                right = logits[shown][:, self.nouns].argmax(-1) == target[shown][:, self.nouns].argmax(-1)
+                figures = {"loss": round(loss.item(), 4), "nouns": round(right.float().mean().item(), 4)}
+                print(json.dumps({"run": "align", "step": step + 1} | figures), flush=True)
+
+    def _align_batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features [n, hidden] of object patches and as many others; the words [n, V] they should read as."""
+        rng = np.random.default_rng([step, 7])
+        features, targets = [], []
+        for pick in rng.integers(len(self.pool.scenes), size=16):
+            words = patch_words(self.pool.scenes[pick], self.tokenizer)
+            shown = torch.nonzero(words[:, self.nouns].amax(-1)).flatten().numpy()
+            ground = rng.choice(IMAGE_TOKENS, size=len(shown), replace=False)
+            rows = np.concatenate([shown, ground])
+            features.append(torch.from_numpy(self.pool.features[pick][rows]).float())
+            targets.append(words[rows])
+        return torch.cat(features), torch.cat(targets)
 
     def _step(self, step: int) -> dict[str, float]:
         packed, visual = random_batch(self.pool, self.packer, stage_at(STAGES, step), [step, 11])
