@@ -6,6 +6,7 @@ Knows a family's prompt format only through the adapter; runs nothing on the dev
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,12 @@ from model.config import TwigConfig
 from model.generation import Prompt
 from model.limits import Limits
 from model.pruning import kept_budget, retained_average
+from model.randomness import MAX_SEED
 from model.request import Request, RequestError, SamplingParams
+
+# What one answer can be searched for without slowing a round down.
+MAX_STOPS = 16
+MAX_STOP_CHARS = 256
 
 if TYPE_CHECKING:
     from model.adapters.base import Adapter
@@ -23,20 +29,30 @@ def _is_int(value: Any, low: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= low
 
 
+def _are_stops(stops: Any) -> bool:
+    # A lone string is a sequence of strings as well: of its characters.
+    if not isinstance(stops, list | tuple) or len(stops) > MAX_STOPS:
+        return False
+    return all(isinstance(stop, str) and 1 <= len(stop) <= MAX_STOP_CHARS for stop in stops)
+
+
 def check_sampling(sampling: SamplingParams) -> None:
-    """Greedy only so far. Under temperature 0 top_p, top_k and seed have no effect, as everywhere."""
+    """Under temperature 0 top_p, top_k and seed have no effect, as everywhere."""
     checks = (
         ("max_tokens", _is_int(sampling.max_tokens, 1), "must be an integer of at least 1"),
-        ("temperature", sampling.temperature >= 0, "must not be negative"),
-        ("temperature", sampling.temperature <= 0, "above 0 is not implemented: only greedy decoding is"),
+        ("temperature", 0 <= sampling.temperature < math.inf, "must be finite and not negative"),
         ("top_p", 0 < sampling.top_p <= 1, "must lie in (0, 1]"),
         ("top_k", _is_int(sampling.top_k, 0), "must be an integer of at least 0"),
         (
             "seed",
-            sampling.seed is None or _is_int(sampling.seed, 0),
-            "must be None or an integer of at least 0",
+            sampling.seed is None or (_is_int(sampling.seed, 0) and sampling.seed <= MAX_SEED),
+            f"must be None or an integer in 0..{MAX_SEED}",
         ),
-        ("stop", not sampling.stop, "is not implemented"),
+        (
+            "stop",
+            _are_stops(sampling.stop),
+            f"must be at most {MAX_STOPS} strings of 1 to {MAX_STOP_CHARS} characters",
+        ),
     )
     for name, good, rule in checks:
         if not good:
@@ -49,6 +65,8 @@ class Admission:
 
     def prompt(self, request: Request) -> Prompt:
         check_sampling(request.sampling)
+        if request.sampling.stop and self.adapter.decode is None:
+            raise RequestError("stop needs a checkpoint with a tokenizer", param="stop")
         images = self._count_images(request)
         token_ids = self._expand(self._token_ids(request, images), images)
         self._check_length(token_ids, request.sampling.max_tokens)

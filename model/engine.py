@@ -24,16 +24,18 @@ from model.card import ModelCard
 from model.checkpoint import resolve
 from model.config import EngineConfig
 from model.detokenize import Detokenizer
+from model.dtypes import resolve_dtype
 from model.generation import Generation, Times
 from model.limits import card_of, limits_of
+from model.randomness import sampler_of
 from model.request import FinishReason, Request, RequestError, Result, SamplingParams, StepOutput
 from model.runner import Row, RowOutcome, Runner
 from model.scheduler import Scheduler
+from model.stops import StopStrings
 from model.twig import Twig, load_twig
 
 __all__ = ["Engine", "EngineConfig", "EngineStats", "Request", "RequestError", "Result", "SamplingParams"]
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Clock = Callable[[], float]
 log = logging.getLogger(__name__)
 
@@ -99,13 +101,12 @@ class Engine:
 
         fork_layer, drop_layer: K and F, over those of twig_config.json. Raises CheckpointError.
         """
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
         config = config or EngineConfig()
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         base_path, twig_path = resolve(base, twig)
-        where, kind = torch.device(device), DTYPES[dtype]
+        where = torch.device(device)
+        kind = resolve_dtype(dtype, where)
         with torch.inference_mode():
             adapter = load_adapter(base_path, dtype=kind, device=where, image_fit=config.image_fit)
             loaded = None
@@ -189,6 +190,8 @@ class Engine:
             eos=frozenset() if request.sampling.ignore_eos else self._adapter.eos_token_ids,
             detokenizer=Detokenizer(self._adapter.decode),
             times=Times(added=self._clock()),
+            sampler=sampler_of(request.sampling, request_id),
+            stops=StopStrings(request.sampling.stop),
         )
 
     def _drop_aborted(self) -> None:
@@ -227,7 +230,7 @@ class Engine:
         if not running:
             return
         drafts = self._runner.draft_tokens
-        rows = [Row(g.pending, g.vector, g.budget(drafts), g.eos) for g in running]
+        rows = [Row(g.pending, g.vector, g.budget(drafts), g.eos, g.draw()) for g in running]
         try:
             outcomes = self._runner.round(rows)
         except Exception as error:
@@ -236,7 +239,6 @@ class Engine:
             return
         now = self._clock()
         for generation, outcome in zip(running, outcomes, strict=True):
-            generation.count_draft(outcome.drafted, outcome.accepted)
             self._emit(generation, outcome, now)
         for slot in reversed(range(len(running))):
             if running[slot].finish_reason is not None:
@@ -244,7 +246,7 @@ class Engine:
 
     def _emit(self, generation: Generation, outcome: RowOutcome, now: float) -> None:
         try:
-            generation.emit(outcome.tokens, outcome.accepted, self._output(generation), now)
+            generation.emit(outcome.tokens, outcome.drafted, self._output(generation), now)
         except Exception as error:  # a tokenizer that cannot decode what the base said
             log.exception("the text of request %s failed", generation.request_id)
             generation.fail(error)

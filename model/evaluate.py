@@ -110,3 +110,17 @@ def evaluate(
             "acceptance": _ratio(sum(result.accepted_tokens for result in results), drafted),
         })  # fmt: skip
     return report
+
+
+def print_table(results: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("method", "R̄", "RelAcc", "acceptance", *results[0]["tasks"])
+    for entry in results:
+        figures = [f"{score:.3f}" for score in entry["tasks"].values()]
+        table.add_row(
+            entry["method"], str(entry["retained_tokens"]), f"{entry['rel_acc']:.3f}",
+            f"{entry['acceptance']:.3f}", *figures,
+        )  # fmt: skip
+    Console().print(table)

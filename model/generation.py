@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from model.detokenize import Detokenizer
+from model.randomness import Draw, Sampler
 from model.request import FinishReason, Result, StepOutput
 from model.speculative import draft_budget, until_eos
+from model.stops import StopStrings
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,10 @@ class Times:
 
 @dataclass
 class Generation:
-    """pending: the last token, which no cache holds yet; vector stands for it where it is visual."""
+    """pending: the last token, which no cache holds yet; vector stands for it where it is visual.
+
+    sampler: None where the request is greedy.
+    """
 
     request_id: str
     prompt: Prompt
@@ -55,6 +60,8 @@ class Generation:
     eos: frozenset[int]
     detokenizer: Detokenizer
     times: Times
+    sampler: Sampler | None = None
+    stops: StopStrings = field(default_factory=lambda: StopStrings(()))
     tokens: list[int] = field(default_factory=list)
     pending: int = -1
     vector: Any = None
@@ -69,9 +76,8 @@ class Generation:
     def __post_init__(self) -> None:
         # What was delivered before is known to the client: it counts, but is not given out again.
         if self.prompt.resume_token_ids:
-            self.tokens = until_eos(self.prompt.resume_token_ids, self.eos)
+            self.tokens, _ = self._until_end(self.prompt.resume_token_ids)
             self._check_finished()
-            self.detokenizer.push(self.tokens)
 
     def prefilled(self, pending: int, vector: Any, now: float) -> None:
         self.pending, self.vector, self.times.prefilled = pending, vector, now
@@ -81,7 +87,12 @@ class Generation:
             return 0
         return draft_budget(draft_tokens, self.max_tokens, len(self.tokens))
 
-    def count_draft(self, drafted: int, accepted: int) -> None:
+    def draw(self) -> Draw | None:
+        if self.sampler is None:
+            return None
+        return Draw(self.sampler, position=len(self.tokens), coupled=self.prompt.speculate)
+
+    def _count_draft(self, drafted: int, accepted: int) -> None:
         self.draft_rounds += drafted > 0
         self.draft_tokens += drafted
         missing = accepted - len(self.accepted_per_position)
@@ -89,20 +100,34 @@ class Generation:
         for position in range(accepted):
             self.accepted_per_position[position] += 1
 
-    def emit(self, tokens: Sequence[int], accepted: int, output: StepOutput, now: float) -> None:
-        """Adds a round's tokens (`accepted` drafts, then the base's own) up to EOS."""
+    def emit(self, tokens: Sequence[int], drafted: int, output: StepOutput, now: float) -> None:
+        """Adds a round's tokens, accepted ones of so many drafts and then the base's own, up to their end.
+
+        Drafts that were accepted after the end count as not accepted: nobody sees them.
+        """
+        new, text = self._until_end(tokens)
+        accepted = min(len(new), len(tokens) - 1)
+        self._count_draft(drafted, accepted)
         if self.times.first_token is None:
             self.times.first_token = now
-        new = until_eos(tokens, self.eos)
         self.tokens += new
         self.pending, self.vector = new[-1], None
         self._check_finished()
         output.token_ids += new
         output.drafted += [index < accepted for index in range(len(new))]
-        output.text += self.detokenizer.push(new)
+        output.text += text
+
+    def _until_end(self, tokens: Sequence[int]) -> tuple[list[int], str]:
+        """The tokens up to EOS or the one that completes a stop string, and the text they set free."""
+        new, text = until_eos(tokens, self.eos), ""
+        for index, token in enumerate(new):
+            text += self.stops.push(self.detokenizer.push([token]))
+            if self.stops.found:
+                return new[: index + 1], text
+        return new, text
 
     def _check_finished(self) -> None:
-        if self.tokens and self.tokens[-1] in self.eos:
+        if self.stops.found or (self.tokens and self.tokens[-1] in self.eos):
             self.finish_reason = "stop"
         elif len(self.tokens) >= self.max_tokens:
             self.finish_reason = "length"
@@ -113,7 +138,10 @@ class Generation:
     def finish(self, output: StepOutput, now: float) -> None:
         """Puts the result on its last output, with the text that was still held back."""
         if self.error is None:
-            output.text += self.detokenizer.push([], last=True)
+            output.text += self.stops.push(self.detokenizer.push([], last=True)) + self.stops.release()
+            if self.stops.found and self.finish_reason == "length":
+                # Bytes that never became a character can be the last of a stop string.
+                self.finish_reason = "stop"
         output.result = self._result(now)
 
     def _result(self, now: float) -> Result:
@@ -124,7 +152,7 @@ class Generation:
         return Result(
             request_id=self.request_id,
             token_ids=list(self.tokens),
-            text=self.detokenizer.text,
+            text=self.stops.text,
             finish_reason=self.finish_reason or "error",
             error=self.error,
             prompt_tokens=len(prompt.token_ids),

@@ -1,4 +1,4 @@
-"""A sampled request's parameters and its randomness, a function of (seed, output position, purpose). No torch.
+"""How a request is sampled, and its randomness: a function of (seed, output position, purpose). No torch.
 
 Invariant: the same seed and position give the same numbers in any batch, round, process or machine, so that
 a request resumed elsewhere goes on as it would have gone on here.
@@ -7,7 +7,6 @@ Knows nothing of distributions or tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -59,8 +58,8 @@ class Draw:
     position: int
     coupled: bool
 
-    def uniforms(self, count: int) -> Sequence[Uniforms]:
-        return [self.sampler.uniforms(self.position + step) for step in range(count)]
+    def uniforms(self, step: int) -> Uniforms:
+        return self.sampler.uniforms(self.position + step)
 
 
 def seed_of(name: str) -> int:

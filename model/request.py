@@ -22,7 +22,13 @@ class RequestError(ValueError):
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How tokens are chosen. `temperature=0` is greedy; `top_k=0` and `top_p=1` switch those filters off."""
+    """How tokens are chosen. `temperature=0` is greedy; `top_k=0` and `top_p=1` switch those filters off.
+
+    Sampled, the text is a function of the prompt, these parameters and the seed (up to the rounding of
+    logits), whatever else is in the batch and wherever it is resumed; it is another with `speculation` off,
+    of the same distribution. seed None: derived from `request_id`, which is random where none is given.
+    stop: the text ends before the first of these strings, token_ids with the token that completed it.
+    """
 
     max_tokens: int = 128
     temperature: float = 0.0

@@ -20,6 +20,8 @@ from model.cache import Cache, LayerGroup, Window
 from model.decoder import DecoderLayer, run_layers
 from model.generation import Prompt
 from model.pruning import Selector, everything, survivors, top_scores
+from model.randomness import Draw
+from model.sampling import Lottery
 from model.speculative import accept, drafting_stops
 from model.twig import Twig
 
@@ -42,12 +44,16 @@ class Prefilled:
 
 @dataclass(frozen=True)
 class Row:
-    """One running sequence in a round, in slot order. budget: drafts at most; vector: see Prefilled."""
+    """One running sequence in a round, in slot order. budget: drafts at most; vector: see Prefilled.
+
+    draw: how its tokens are drawn, None where it is greedy.
+    """
 
     pending: int
     vector: Tensor | None
     budget: int
     eos: frozenset[int]
+    draw: Draw | None = None
 
 
 @dataclass(frozen=True)
@@ -198,8 +204,10 @@ class Runner:
     @torch.inference_mode()
     def round(self, rows: Sequence[Row]) -> list[RowOutcome]:
         """One round over slots 0..n-1: draft, verify, accept, roll back."""
-        drafts, states = self._draft(rows)
-        choices = self._verify(drafts, states)
+        drawn = any(row.draw is not None for row in rows)
+        lottery = Lottery([row.draw for row in rows], self.device) if drawn else None
+        drafts, states = self._draft(rows, lottery)
+        choices = self._verify(drafts, states, lottery)
         outcomes = []
         for slot, draft in enumerate(drafts):
             tokens = accept(draft, choices[slot])
@@ -208,17 +216,19 @@ class Runner:
             outcomes.append(RowOutcome(tokens, len(draft)))
         return outcomes
 
-    def _draft(self, rows: Sequence[Row]) -> tuple[list[list[int]], Tensor]:
+    def _draft(self, rows: Sequence[Row], lottery: Lottery | None) -> tuple[list[list[int]], Tensor]:
         """Trunk and twig one token at a time, with ever fewer rows.
 
         Returns each row's drafts, and the trunk's states of pending tokens and drafts, row after row.
-        The last draft runs through the twig too: if it is accepted the next round attends to it. A row
-        without budget leaves no twig cache: it never drafts, or this is its last round.
+        The last draft runs through the twig too: if it is accepted the next round attends to it, and a
+        sampled row's lottery wants the twig's guess after it. A row without budget that is not sampled
+        leaves no twig cache: it never drafts, or this is its last round.
         """
         drafts: list[list[int]] = [[] for _ in rows]
         tokens, vectors = [row.pending for row in rows], [row.vector for row in rows]
         slots, drafting = list(range(len(rows))), {slot for slot, row in enumerate(rows) if row.budget}
-        speculating = bool(drafting)
+        guessing = {slot for slot in slots if lottery is not None and lottery.guesses_at(slot)}
+        speculating = bool(drafting or guessing)
         states: list[Tensor] = []
         steps: list[list[int]] = []
         while slots:
@@ -227,14 +237,16 @@ class Runner:
             steps.append(slots)
             if speculating:
                 x = run_layers(self.twig_layers, x, cis, window, len(self.trunk))
-            if self.twig is None or not drafting:
+            asked = [index for index, slot in enumerate(slots) if slot in drafting or slot in guessing]
+            if self.twig is None or not asked:
                 break
-            going = [index for index, slot in enumerate(slots) if slot in drafting]
-            if len(going) < len(slots):
-                x, slots = x[self._tensor(going)], [slots[index] for index in going]
-            tokens, probabilities = self.twig.propose(x)
-            vectors = []
-            for slot, token, probability in zip(slots, tokens, probabilities, strict=True):
+            if len(asked) < len(slots):
+                x, slots = x[self._tensor(asked)], [slots[index] for index in asked]
+            proposals = self.twig.propose(x) if lottery is None else lottery.guess(self.twig.head(x), slots)
+            # The guess of a row that drafts no more is for the lottery alone.
+            going = [proposal for proposal in zip(slots, *proposals, strict=True) if proposal[0] in drafting]
+            slots, tokens, vectors = [slot for slot, *_ in going], [token for _, token, _ in going], []
+            for slot, token, probability in going:
                 drafts[slot].append(token)
                 stops = drafting_stops(token, probability, self.draft_threshold, rows[slot].eos)
                 if stops or len(drafts[slot]) == rows[slot].budget:
@@ -261,13 +273,14 @@ class Runner:
         order = [slot for step in steps for slot in step]
         return stacked[self._tensor(sorted(range(len(order)), key=order.__getitem__))]
 
-    def _verify(self, drafts: list[list[int]], states: Tensor) -> list[list[int]]:
+    def _verify(self, drafts: list[list[int]], states: Tensor, lottery: Lottery | None) -> list[list[int]]:
         """Middle and top once over the trunk's states -> the base's choice after each token of each row."""
         widths = [len(draft) + 1 for draft in drafts]
         starts = self.cache.full.lengths
         positions = [starts[slot] + step for slot, width in enumerate(widths) for step in range(width)]
         x = self._base(states, positions, range(len(drafts)), widths)
-        choices = iter(self.adapter.head(x).argmax(-1).tolist())
+        logits = self.adapter.head(x)
+        choices = iter(logits.argmax(-1).tolist() if lottery is None else lottery.choose(logits, widths))
         return [list(islice(choices, width)) for width in widths]
 
     def _base(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.randomness import Draw, Sampler
+from model.randomness import Draw, Sampler, Uniforms
 
 
 def warp(logits: Tensor, samplers: Sequence[Sampler]) -> Tensor:
@@ -108,7 +108,7 @@ class Lottery:
             drawn = [slots[row] for row in rows]
             index = torch.tensor(rows, device=self._device)
             q = distributions(logits[index], [self._draws[slot].sampler for slot in drawn])
-            chances = [self._draws[slot].uniforms(len(self._guesses[slot]) + 1)[-1].draft for slot in drawn]
+            chances = [self._draws[slot].uniforms(len(self._guesses[slot])).draft for slot in drawn]
             tokens[index] = pick(q, self._column(chances))
             self._twig += zip(drawn, q, strict=True)
             for slot, token in zip(drawn, tokens[index].tolist(), strict=True):
@@ -131,8 +131,7 @@ class Lottery:
 
     def _free(self, logits: Tensor, slots: Sequence[int], widths: Sequence[int]) -> Tensor:
         p = self._base(logits, slots, widths)
-        chances = [u.draft for slot, n in zip(slots, widths, strict=True) for u in self._draws[slot].uniforms(n)]
-        return pick(p, self._column(chances))
+        return pick(p, self._column([chance.draft for chance in self._uniforms(slots, widths)]))
 
     def _coupled(self, logits: Tensor, slots: Sequence[int], widths: Sequence[int]) -> Tensor:
         p = self._base(logits, slots, widths)
@@ -140,14 +139,22 @@ class Lottery:
         q = torch.stack([q for _, q in sorted(self._twig, key=lambda entry: entry[0])])
         # Ids that the twig's head lacks are never guessed.
         q = F.pad(q, (0, p.shape[1] - q.shape[1]))
-        guesses = torch.tensor([guess for slot in slots for guess in self._guesses[slot]], device=self._device)
-        chances = [u for slot, n in zip(slots, widths, strict=True) for u in self._draws[slot].uniforms(n)]
-        accept, resample = self._column([u.accept for u in chances]), self._column([u.resample for u in chances])
-        return settle(p, q, guesses, accept, resample)
+        guesses = torch.tensor(
+            [guess for slot in slots for guess in self._guesses[slot]], device=self._device
+        )
+        chances = self._uniforms(slots, widths)
+        accept = self._column([chance.accept for chance in chances])
+        return settle(p, q, guesses, accept, self._column([chance.resample for chance in chances]))
 
     def _base(self, logits: Tensor, slots: Sequence[int], widths: Sequence[int]) -> Tensor:
-        samplers = [self._draws[slot].sampler for slot, n in zip(slots, widths, strict=True) for _ in range(n)]
+        samplers = [
+            self._draws[slot].sampler for slot, n in zip(slots, widths, strict=True) for _ in range(n)
+        ]
         return distributions(logits, samplers)
+
+    def _uniforms(self, slots: Sequence[int], widths: Sequence[int]) -> list[Uniforms]:
+        counted = zip(slots, widths, strict=True)
+        return [self._draws[slot].uniforms(step) for slot, width in counted for step in range(width)]
 
     def _column(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float64, device=self._device)

@@ -20,7 +20,7 @@ from service.errors import install_handlers
 from service.gateway import Gateway
 from service.metrics import GatewayMetrics
 from service.middleware import BodyLimit, RequestId
-from service.routes import describe, health, models, playground
+from service.routes import chat, describe, health, jobs, models, playground
 from service.settings import GatewaySettings
 
 DESCRIPTION = """Descriptions of pictures by a vision-language model, with twig-guided pruning of visual
@@ -39,6 +39,8 @@ def create_app(settings: GatewaySettings, broker: GatewayBroker | None = None) -
     app.add_middleware(RequestId)
     install_handlers(app)
     app.include_router(describe.router)
+    app.include_router(jobs.router)
+    app.include_router(chat.router)
     app.include_router(health.router)
     app.include_router(models.router)
     app.include_router(playground.router)

@@ -120,9 +120,7 @@ async def _enter(gateway: Gateway, request: Request, held: contextlib.AsyncExitS
         raise
 
 
-async def _read(
-    request: Request, read: Callable[[Request], Awaitable[Asked]], timeout_s: float
-) -> Asked:
+async def _read(request: Request, read: Callable[[Request], Awaitable[Asked]], timeout_s: float) -> Asked:
     """A body that trickles in holds a place in admission, so it has a deadline too."""
     try:
         async with asyncio.timeout(timeout_s):

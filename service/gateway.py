@@ -141,9 +141,7 @@ class Gateway:
         self.metrics.preprocessed(time.monotonic() - began)
         return pictures
 
-    async def follow(
-        self, job: Job, answer: Answer, after: str | None = None
-    ) -> AsyncGenerator[Event, None]:
+    async def follow(self, job: Job, answer: Answer, after: str | None = None) -> AsyncGenerator[Event, None]:
         """The job's events (behind the one named) up to `done`; an ApiError where it ends otherwise."""
         async with contextlib.aclosing(self.broker.events(job.id, after)) as events:
             while not answer.ended:

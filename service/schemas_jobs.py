@@ -1,6 +1,7 @@
 """The job as the HTTP API shows it.
 
-Invariant: `result` is there exactly when the job is completed, `error` exactly when it failed or was cancelled.
+Invariant: `result` is there exactly when the job is completed, `error` exactly when it failed or was
+cancelled.
 Must not know: where a job is kept.
 """
 

@@ -76,6 +76,8 @@ class GatewaySettings(_Settings):
 class WorkerSettings(_Settings):
     """vlm: a checkpoint directory or `embedded`. drain_s: how long running jobs may finish after SIGTERM.
 
+    dtype auto is bfloat16 where the device multiplies it natively, else float32.
+
     poll_s bounds how late an idle worker sees an expired lease; new jobs wake it at once.
     stall_s: an engine whose round takes longer counts as dead: its leases are let go, `check worker` fails.
     metrics_port 0 takes a free one; None serves no metrics.
@@ -86,7 +88,7 @@ class WorkerSettings(_Settings):
     vlm: str = "embedded"
     twig: str | None = None
     device: str = "cpu"
-    dtype: str = "bfloat16"
+    dtype: str = "auto"
     threads: int | None = Field(None, ge=1)
     max_batch: int = Field(8, ge=1)
     fork_layer: int | None = None

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, CLIPVisionModel, GenerationConfig, LlavaForConditionalGeneration
 
-from model.checkpoint import EMBEDDED, WEIGHTS_FILE, file_sha256, save_twig
+from model.checkpoint import EMBEDDED, EMBEDDED_BASE, EMBEDDED_TWIG, WEIGHTS_FILE, file_sha256, save_twig
 from model.config import TwigConfig
 from model.train.base import BaseRun, text_config
 from model.train.features import FeaturePool, build_pool
@@ -37,6 +37,12 @@ class Paths:
     runs: Path
     base: Path
     twig: Path
+
+
+def paths(sprites: Path, runs: Path, out: Path | None = None) -> Paths:
+    """Where things go by default: the weights into the package, or both below `out`."""
+    base, twig = (EMBEDDED_BASE, EMBEDDED_TWIG) if out is None else (out / "base", out / "twig")
+    return Paths(sprites, runs, base, twig)
 
 
 def _pool(paths: Paths, tower: CLIPVisionModel, tick: Tick) -> FeaturePool:

@@ -1,0 +1,31 @@
+"""`twigserve`: the commands. Each resolves its settings once and hands them down.
+
+Invariant: importing this package imports neither torch nor FastAPI; each command imports what it needs.
+Must not know: how anything is done. Errors of settings and checkpoints end a command with one line, exit 2.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from service.cli import local, probes, serving
+
+app = typer.Typer(
+    name="twigserve",
+    help="Descriptions of pictures by TwigVLM, served over HTTP.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+for command in (serving.serve, serving.gateway, serving.worker, local.describe, local.bench, local.evaluate):
+    app.command()(command)
+
+train = typer.Typer(no_args_is_help=True, help="Makes the embedded model: base, then twig. Resumable.")
+train.command("base")(local.train_base)
+train.command("twig")(local.train_twig)
+app.add_typer(train, name="train")
+
+check = typer.Typer(no_args_is_help=True, help="Probes for orchestrators: exit 0 if well, 1 if not.")
+check.command("gateway")(probes.check_gateway)
+check.command("worker")(probes.check_worker)
+app.add_typer(check, name="check")

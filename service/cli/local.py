@@ -1,0 +1,198 @@
+"""The commands that run a model here, without any service: describe, bench, evaluate, train."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from service.cli.options import (
+    Device,
+    DropLayer,
+    Dtype,
+    ForkLayer,
+    Quality,
+    Threads,
+    Twig,
+    Vlm,
+    given,
+    plain_errors,
+)
+from service.settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from model.request import Result
+    from model.train.recipe import Paths, Tick
+
+
+def describe(
+    image: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
+    prompt: str = "Describe the image.",
+    max_tokens: int = 128,
+    retained_tokens: Annotated[
+        int | None, typer.Option(help="Visual tokens kept on average over all layers.")
+    ] = None,
+    quality: Quality | None = None,
+    speculation: bool = True,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object last.")] = False,
+    vlm: Vlm = None,
+    twig: Twig = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    threads: Threads = None,
+    fork_layer: ForkLayer = None,
+    drop_layer: DropLayer = None,
+) -> None:
+    """Describes one picture here, without any service."""
+    with plain_errors():
+        if quality is not None and retained_tokens is not None:
+            raise ValueError("give --quality or --retained-tokens, not both")
+        said = given(
+            vlm=vlm,
+            twig=twig,
+            device=device,
+            dtype=dtype,
+            threads=threads,
+            fork_layer=fork_layer,
+            drop_layer=drop_layer,
+        )
+        from model.request import Request, SamplingParams
+        from service.worker import load_engine
+
+        engine = load_engine(WorkerSettings(**said))
+        if quality is not None:
+            retained_tokens = engine.card.quality[quality.value]
+        request = Request(
+            prompt=prompt,
+            images=[_open_image(image)],
+            sampling=SamplingParams(max_tokens=max_tokens),
+            retained_tokens=retained_tokens,
+            speculation=speculation and engine.card.speculation,
+        )
+        report = _report(engine.generate([request])[0])
+    typer.echo(report["text"])
+    typer.echo(
+        f"acceptance {report['acceptance']:.1%} of {report['draft_tokens']} drafted tokens, "
+        f"pruned {report['pruned_share']:.1%} of {report['image_tokens']} visual tokens"
+    )
+    if as_json:
+        typer.echo(json.dumps(report))
+
+
+def bench(
+    vlm: Annotated[str, typer.Option("--model", help="`embedded` or a checkpoint directory.")] = "embedded",
+    twig: Twig = None,
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="Repeatable; 1 and 8 by default.")] = None,
+    max_tokens: int = 128,
+    threads: int = 2,
+    dtype: str = "bfloat16",
+    repeats: int = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object last.")] = False,
+) -> None:
+    """Our engine against transformers' generate, on the same weights in the same run."""
+    with plain_errors():
+        from model.bench import BenchConfig, print_table, run_bench
+
+        config = BenchConfig(
+            model=vlm,
+            twig=twig,
+            batch=tuple(batch or (1, 8)),
+            max_tokens=max_tokens,
+            threads=threads,
+            dtype=dtype,
+            repeats=repeats,
+        )
+        report = run_bench(config, lambda line: typer.echo(line, err=True))
+    print_table(report)
+    if as_json:
+        typer.echo(json.dumps(report))
+
+
+def _open_image(path: Path) -> Any:
+    """Upright RGB, as the gateway hands pictures to its workers."""
+    from PIL import Image, ImageOps
+
+    with Image.open(path) as picture:
+        return ImageOps.exif_transpose(picture).convert("RGB")
+
+
+def _report(result: Result) -> dict[str, Any]:
+    drafted, image_tokens = result.draft_tokens, result.image_tokens
+    kept = min(result.retained_tokens, image_tokens)
+    return {
+        "text": result.text,
+        "finish_reason": result.finish_reason,
+        "tokens": len(result.token_ids),
+        "draft_tokens": drafted,
+        "accepted_tokens": result.accepted_tokens,
+        "acceptance": result.accepted_tokens / drafted if drafted else 0.0,
+        "image_tokens": image_tokens,
+        "retained_tokens": kept,
+        "pruned_share": 1 - kept / image_tokens if image_tokens else 0.0,
+        "ttft_s": result.ttft_s,
+        "decode_s": result.decode_s,
+    }
+
+
+Art = Annotated[Path, typer.Option(help="The rendered scene art that `make data` writes.")]
+Runs = Annotated[Path, typer.Option(help="Checkpoints and caches; a run resumes from what is here.")]
+Out = Annotated[Path | None, typer.Option(help="Where the weights go; the package's own folder by default.")]
+
+
+def evaluate(
+    sprites: Art = Path("data/sprites.npy"),
+    scenes: Annotated[int, typer.Option(min=1, help="Held-out scenes; two items each.")] = 150,
+    retained_tokens: Annotated[
+        list[int] | None, typer.Option(help="Budgets beside the unpruned model; repeatable.")
+    ] = None,
+    vlm: Vlm = None,
+    twig: Twig = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    threads: Threads = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object last.")] = False,
+) -> None:
+    """How well a checkpoint sees held-out scenes, unpruned and at each budget."""
+    with plain_errors():
+        said = given(vlm=vlm, twig=twig, device=device, dtype=dtype, threads=threads)
+        from tqdm import tqdm
+
+        from model.evaluate import evaluate as run
+        from model.evaluate import held_out_items, print_table
+        from service.worker import load_engine
+
+        engine = load_engine(WorkerSettings(**said))
+        budgets = retained_tokens or [192, 128, 64]
+        items = held_out_items(sprites, scenes)
+        with tqdm(total=len(items) * (1 + len(budgets)), unit="item", disable=None) as bar:
+            results = run(engine, items, budgets, bar.update)
+    print_table(results)
+    if as_json:
+        report = {"checkpoint": engine.card.model_id, "items": len(items), "results": results}
+        typer.echo(json.dumps(report))
+
+
+def train_base(sprites: Art = Path("data/sprites.npy"), runs: Runs = Path("runs"), out: Out = None) -> None:
+    """Vision tower, then projector and decoder: hours on two cores."""
+    from model.train.recipe import train_base as run
+
+    _train(run, sprites, runs, out)
+
+
+def train_twig(sprites: Art = Path("data/sprites.npy"), runs: Runs = Path("runs"), out: Out = None) -> None:
+    """The twig on the frozen base."""
+    from model.train.recipe import train_twig as run
+
+    _train(run, sprites, runs, out)
+
+
+def _train(run: Callable[[Paths, Tick], None], sprites: Path, runs: Path, out: Path | None) -> None:
+    from tqdm import tqdm
+
+    from model.train.recipe import POOL_SCENES, paths
+
+    with plain_errors(), tqdm(total=POOL_SCENES, unit="scene", desc="features", disable=None) as bar:
+        run(paths(sprites, runs, out), bar.update)

@@ -1,0 +1,121 @@
+"""The commands that serve: everything on one machine, or one gateway, or one worker."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from service.cli.options import (
+    Device,
+    DropLayer,
+    Dtype,
+    ForkLayer,
+    MaxBatch,
+    RedisUrl,
+    Threads,
+    Twig,
+    Vlm,
+    configure_log,
+    given,
+    options,
+    plain_errors,
+    redis,
+)
+from service.settings import GatewaySettings, WorkerSettings, explicit_redis_url
+
+
+def serve(
+    host: str = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
+    workers: Annotated[int, typer.Option(min=1)] = 1,
+    redis_url: RedisUrl = None,
+    vlm: Vlm = None,
+    twig: Twig = None,
+    dtype: Dtype = None,
+    threads: Threads = None,
+    max_batch: MaxBatch = None,
+) -> None:
+    """The whole service on this machine: Redis (if none is given), workers, gateway."""
+    from service.launcher import Launcher, ServePlan
+
+    with plain_errors():
+        configure_log()
+        drain_s = max(WorkerSettings().drain_s, GatewaySettings().shutdown_s)
+        redis_args: tuple[str, ...] | None = ("--redis-url", redis_url) if redis_url else None
+        if redis_args is None and explicit_redis_url():
+            redis_args = ()
+        chosen = {"model": vlm, "twig": twig, "dtype": dtype, "threads": threads, "max-batch": max_batch}
+        ourselves = (sys.executable, "-m", "service.cli")
+        plan = ServePlan(
+            gateway_command=(*ourselves, "gateway"),
+            worker_command=(*ourselves, "worker", *options(chosen)),
+            host=host,
+            port=port,
+            workers=workers,
+            redis_args=redis_args,
+            drain_s=drain_s,
+        )
+        launcher = Launcher(plan)
+    raise typer.Exit(launcher.run())
+
+
+def gateway(
+    host: str | None = None,
+    port: int | None = None,
+    redis_url: RedisUrl = None,
+    worker_metrics_url: Annotated[
+        list[str] | None, typer.Option(help="Appended to /metrics; repeatable.")
+    ] = None,
+) -> None:
+    """The HTTP gateway alone."""
+    with plain_errors():
+        urls = tuple(worker_metrics_url) if worker_metrics_url else None
+        said = given(host=host, port=port, worker_metrics_urls=urls)
+        settings = GatewaySettings(redis=redis(redis_url), **said)
+        configure_log()
+    import uvicorn
+
+    from service.app import create_app
+
+    config = uvicorn.Config(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        timeout_graceful_shutdown=int(settings.shutdown_s),
+    )
+    uvicorn.Server(config).run()
+
+
+def worker(
+    redis_url: RedisUrl = None,
+    vlm: Vlm = None,
+    twig: Twig = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    threads: Threads = None,
+    max_batch: MaxBatch = None,
+    fork_layer: ForkLayer = None,
+    drop_layer: DropLayer = None,
+    metrics_port: Annotated[int | None, typer.Option(help="Port of this worker's own /metrics.")] = None,
+) -> None:
+    """One worker: an engine that takes jobs from the queue."""
+    with plain_errors():
+        said = given(
+            vlm=vlm,
+            twig=twig,
+            device=device,
+            dtype=dtype,
+            threads=threads,
+            max_batch=max_batch,
+            fork_layer=fork_layer,
+            drop_layer=drop_layer,
+            metrics_port=metrics_port,
+        )
+        settings = WorkerSettings(redis=redis(redis_url), **said)
+        configure_log()
+        from service.worker import run_worker
+
+        run_worker(settings)

@@ -1,0 +1,57 @@
+"""`POST /v1/chat/completions`: OpenAI's way to ask for what `/v1/describe` gives.
+
+Must not know: how a request is admitted, run and counted (`exchange`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from service.chat_intake import read_chat
+from service.chat_words import STREAM_EXAMPLE, ChatWords
+from service.exchange import Asked, exchange
+from service.openapi import inlined
+from service.routes.describe import IDEMPOTENCY_KEY
+from service.schemas import error_responses
+from service.schemas_chat import ChatBody, ChatCompletion
+from service.sse import MEDIA_TYPE
+
+router = APIRouter(tags=["chat"])
+
+DOCUMENTED = {
+    "parameters": [IDEMPOTENCY_KEY],
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": inlined(ChatBody.model_json_schema())}},
+    },
+}
+ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "model": ChatCompletion,
+        "description": "The completion; with `stream`, `chat.completion.chunk` objects, then `[DONE]`.",
+        "content": {MEDIA_TYPE: {"schema": {"type": "string"}, "example": STREAM_EXAMPLE}},
+    },
+    **error_responses(400, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504),
+}
+
+
+@router.post(
+    "/v1/chat/completions",
+    response_model=None,
+    responses=ANSWERS,
+    openapi_extra=DOCUMENTED,
+    summary="Answer a chat with pictures (OpenAI)",
+)
+async def chat(request: Request) -> Response:
+    return await exchange(request, _read)
+
+
+async def _read(request: Request) -> Asked:
+    chat = await read_chat(request)
+    return Asked(
+        chat.submission,
+        lambda job: ChatWords(job, include_usage=chat.include_usage),
+        renamed={"image": "messages", "prompt": "messages", "max_tokens": chat.length_field},
+    )
