@@ -1,4 +1,4 @@
-"""Sampling without loss: logits to distributions, distributions to tokens, a twig's guess to the base's token.
+"""Sampling without loss: logits to distributions, distributions to tokens, a twig's guess to the base's.
 
 At each output position of a speculating row the twig's guess is drawn from q and accepted with probability
 min(1, p/q); else the token is drawn from max(p - q, 0), normalised. p and q are the base's and the twig's

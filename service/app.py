@@ -20,6 +20,7 @@ from service.errors import install_handlers
 from service.gateway import Gateway
 from service.metrics import GatewayMetrics
 from service.middleware import BodyLimit, RequestId
+from service.openapi import Api
 from service.routes import chat, describe, health, jobs, models, playground
 from service.settings import GatewaySettings
 
@@ -30,9 +31,7 @@ BODY_OVERHEAD_BYTES = 1024 * 1024
 
 
 def create_app(settings: GatewaySettings, broker: GatewayBroker | None = None) -> FastAPI:
-    app = FastAPI(
-        title="twigserve", version=version("twigserve"), description=DESCRIPTION, lifespan=_lifespan
-    )
+    app = Api(title="twigserve", version=version("twigserve"), description=DESCRIPTION, lifespan=_lifespan)
     gateway = Gateway(settings, broker or RedisGatewayBroker(settings.redis), GatewayMetrics())
     app.state.gateway = gateway
     app.add_middleware(BodyLimit, max_bytes=max_body_bytes(settings))

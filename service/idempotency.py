@@ -17,10 +17,11 @@ import anyio.to_thread
 from service.broker.base import Idempotency
 from service.errors import BadField
 from service.intake import Submission
+from service.schemas import DescribeFields
 
 HEADER = "Idempotency-Key"
 MAX_KEY_CHARS = 255
-FORM_OF_ANSWER = {"stream"}
+ASKED = set(DescribeFields.model_fields) - {"stream"}
 
 
 async def read_idempotency(headers: Mapping[str, str], submission: Submission) -> Idempotency | None:
@@ -37,7 +38,8 @@ def fingerprint_of(submission: Submission) -> str:
     asked = {
         "kind": submission.kind,
         "model": submission.model,
-        "fields": submission.fields.model_dump(mode="json", exclude=FORM_OF_ANSWER),
+        # Without defaults: a field that the next version adds must not change the digest.
+        "fields": submission.fields.model_dump(mode="json", include=ASKED, exclude_defaults=True),
         "images": [hashlib.sha256(image).hexdigest() for image in submission.images],
     }
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()

@@ -32,6 +32,7 @@ def job_params(fields: DescribeFields, card: ModelCard, images: int, limits: Tex
         top_p=fields.top_p,
         top_k=fields.top_k,
         seed=fields.seed,
+        stop=tuple(fields.stop),
         retained_tokens=retained_tokens(fields, card, images),
         speculation=card.speculation if fields.speculation is None else fields.speculation,
         token_map="token_map" in fields.include,
@@ -39,14 +40,6 @@ def job_params(fields: DescribeFields, card: ModelCard, images: int, limits: Tex
 
 
 def _refuse_unsupported(fields: DescribeFields, card: ModelCard) -> None:
-    if fields.temperature > 0:
-        raise BadField(
-            "temperature", "Sampling is not supported yet; temperature must be 0.", code="unsupported_value"
-        )
-    if fields.stop:
-        raise BadField(
-            "stop", "Stop strings are not supported yet; leave 'stop' out.", code="unsupported_value"
-        )
     if fields.speculation and not card.speculation:
         raise BadField(
             "speculation", f"'{card.model_id}' has no twig to draft with.", code="unsupported_value"

@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 DEFAULT_PROMPT = "Describe the image."
 MAX_STOPS = 4
+MAX_STOP_CHARS = 256
 MAX_SEED = 2**63 - 1
 MAX_TOP_K = 2**31 - 1
 
@@ -31,13 +32,17 @@ class GenerationFields(BaseModel):
 
     max_tokens: int | None = Field(None, ge=1, description="Default and limit are the service's settings.")
     temperature: float = Field(
-        0.0, ge=0, le=2, allow_inf_nan=False, description="Only 0 (greedy) is supported by this version."
+        0.0, ge=0, le=2, allow_inf_nan=False, description="0 is greedy; above it tokens are drawn."
     )
     top_p: float = Field(1.0, gt=0, le=1, allow_inf_nan=False)
     top_k: int = Field(0, ge=0, le=MAX_TOP_K, description="0 switches the filter off.")
-    seed: int | None = Field(None, ge=0, le=MAX_SEED)
-    stop: Annotated[list[str], LoneOrList] = Field(
-        default_factory=list, max_length=MAX_STOPS, description="Not supported by this version."
+    seed: int | None = Field(
+        None, ge=0, le=MAX_SEED, description="The same seed gives the same text. Default: one of its own."
+    )
+    stop: Annotated[list[Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]], LoneOrList] = Field(
+        default_factory=list,
+        max_length=MAX_STOPS,
+        description="The text ends before the first of these strings.",
     )
     stream: bool = Field(False, description="Answer as server-sent events, one a decode round.")
     quality: str | None = Field(

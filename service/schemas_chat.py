@@ -41,7 +41,7 @@ EXAMPLE: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # Only(0) must not equal Only(False): `Annotated` caches by equality
 class Only:
     """A field of OpenAI's of which just this value is supported (besides null)."""
 

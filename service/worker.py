@@ -18,6 +18,7 @@ import numpy as np
 from prometheus_client import start_http_server
 
 from model.card import ModelCard as EngineCard
+from model.randomness import seed_of
 from model.request import Request, RequestError, Result, SamplingParams, StepOutput
 from service.broker.base import WorkerBroker
 from service.broker.redis_worker import RedisWorkerBroker
@@ -166,7 +167,8 @@ def _request(job: RunningJob, params: JobParams, images: Sequence[bytes | None])
             temperature=params.temperature,
             top_p=params.top_p,
             top_k=params.top_k,
-            seed=params.seed,
+            # The engine's own would follow its request id, which is another for each attempt.
+            seed=seed_of(job.claim.job.id) if params.seed is None else params.seed,
             stop=params.stop,
             ignore_eos=params.ignore_eos,
         ),

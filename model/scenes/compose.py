@@ -103,6 +103,15 @@ def draw(
     return np.asarray(canvas), PatchLabels(noun.ravel(), size.ravel())
 
 
+def object_patches(scene: Scene) -> NDArray[np.bool_]:
+    """[GRID * GRID] whether the middle of the patch lies in some object's square."""
+    row, column = (np.mgrid[:GRID, :GRID] + 0.5) * PATCH_PX
+    shown = np.zeros((GRID, GRID), np.bool_)
+    for o in scene.objects:
+        shown |= (column > o.x) & (column < o.x + o.px) & (row > o.y) & (row < o.y + o.px)
+    return shown.ravel()
+
+
 def _background(scene: Scene, rng: np.random.Generator, window: tuple[int, int, int]) -> NDArray[np.uint8]:
     """Two tones of the colour, mixed by the pattern, with a little grain."""
     x0, y0, side = window

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
 from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from model.scenes.compose import GRID, PATCH_PX, Scene
@@ -26,9 +25,17 @@ from model.train.loop import Checkpoint, cosine_rate, run_steps, stage_at, updat
 from model.train.pack import Packed, Packer
 from model.train.tower import TOWER_CONFIG
 
-STAGES = (Stage((48, 96), 3, 8, 2200), Stage((96, 288), 4, 8, 200), Stage((576, 576), 6, 4, 80))
-ALIGN_STEPS, ALIGN_RATE = 1500, 3e-3
-LEARNING_RATE = 1e-3
+STAGES = (
+    Stage((24, 40), 1, 3, 8, 400),
+    Stage((40, 64), 3, 3, 8, 500),
+    Stage((48, 96), 6, 3, 8, 900),
+    Stage((96, 288), 6, 4, 8, 200),
+    Stage((IMAGE_TOKENS, IMAGE_TOKENS), 6, 6, 4, 60),
+)
+ALIGN_STEPS, ALIGN_RATE = 600, 2e-3
+# 1/sqrt(hidden), and 4 times that for words, so that they are not drowned by what the layers add.
+WEIGHT_STD, EMBED_STD = 0.0625, 0.25
+LEARNING_RATE = 1.5e-3
 
 
 def text_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
@@ -47,15 +54,15 @@ def new_base(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneratio
         vision_feature_select_strategy="default", image_seq_length=IMAGE_TOKENS,
     )  # fmt: skip
     vlm = LlavaForConditionalGeneration(config)
-    for name, weight in vlm.named_parameters():
-        if weight.ndim < 2 or "vision_tower" in name:
-            continue
-        scale = 0.0625
-        if name.endswith(("o_proj.weight", "down_proj.weight")):
-            scale /= (2 * config.text_config.num_hidden_layers) ** 0.5
-        nn.init.normal_(weight, std=scale)
     with torch.no_grad():
-        vlm.lm_head.weight.copy_(vlm.get_input_embeddings().weight)
+        for name, weight in vlm.named_parameters():
+            if weight.ndim < 2 or "vision_tower" in name:
+                continue
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                weight.zero_()  # the stream carries the words alone until a layer has something to add
+            else:
+                weight.normal_(std=EMBED_STD if "embed_tokens" in name else WEIGHT_STD)
+        vlm.lm_head.weight.copy_(vlm.get_input_embeddings().weight * (WEIGHT_STD / EMBED_STD))
     return vlm
 
 

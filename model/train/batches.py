@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from model.scenes.compose import GRID
+from model.scenes.compose import GRID, Scene, object_patches
 from model.scenes.language import turns
 from model.train.features import FeaturePool
 from model.train.pack import Packed, Packer
@@ -17,9 +17,15 @@ IMAGE_TOKENS = GRID * GRID
 
 @dataclass(frozen=True)
 class Stage:
-    """What a step sees: visual tokens (least, most) and questions a scene, scenes a batch."""
+    """What a step sees.
+
+    visual: visual tokens a scene (least, most), half of them of objects unless all are shown.
+    objects: the most objects a scene; one first, since retrieving what a patch shows is learned from
+    scenes where there is little else to retrieve. questions: turns beside the description.
+    """
 
     visual: tuple[int, int]
+    objects: int
     questions: int
     batch: int
     steps: int
@@ -30,8 +36,15 @@ def random_batch(
 ) -> tuple[Packed, torch.Tensor]:
     """A packed batch and its visual tokens [B, V, tower hidden] before projection."""
     rng = np.random.default_rng(seed)
-    picks = rng.integers(len(pool.scenes), size=stage.batch)
+    picks = rng.choice(pool.with_at_most(stage.objects), size=stage.batch)
     count = int(rng.integers(stage.visual[0], stage.visual[1] + 1))
-    kept = [np.sort(rng.choice(IMAGE_TOKENS, size=count, replace=False)) for _ in picks]
+    kept = [_visual_tokens(pool.scenes[pick], rng, count) for pick in picks]
     asked = [turns(pool.scenes[pick], rng, stage.questions) for pick in picks]
     return packer.pack(asked, kept), pool.visual(picks, kept)
+
+
+def _visual_tokens(scene: Scene, rng: np.random.Generator, count: int) -> np.ndarray:
+    """`count` ascending indices, object patches as likely as all the ground together."""
+    shown = object_patches(scene)
+    odds = np.where(shown, 1 / shown.sum(), 1 / (~shown).sum())
+    return np.sort(rng.choice(IMAGE_TOKENS, size=count, replace=False, p=odds / odds.sum()))

@@ -27,6 +27,10 @@ class FeaturePool:
     features: np.ndarray
     scenes: list[Scene]
 
+    def with_at_most(self, objects: int) -> np.ndarray:
+        """Numbers of the scenes with no more objects than that."""
+        return np.flatnonzero([len(scene.objects) <= objects for scene in self.scenes])
+
     def visual(self, picks: np.ndarray, kept: list[np.ndarray]) -> torch.Tensor:
         """[B, V, hidden]: the chosen visual tokens of the chosen scenes."""
         return torch.stack(

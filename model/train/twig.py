@@ -22,7 +22,11 @@ from model.train.pack import Packed, Packer
 LEARNING_RATE = 1e-3
 
 
-STAGES = (Stage((96, 192), 4, 8, 1200), Stage((IMAGE_TOKENS, IMAGE_TOKENS), 5, 8, 400))
+STAGES = (
+    Stage((48, 96), 3, 3, 8, 300),
+    Stage((96, 192), 6, 4, 8, 700),
+    Stage((IMAGE_TOKENS, IMAGE_TOKENS), 6, 5, 8, 300),
+)
 
 
 class Twig(nn.Module):

@@ -62,7 +62,8 @@ export function drawScores(context, grid, ranks) {
   const pitch = context.canvas.width / grid.columns;
   const last = Math.max(1, ranks.length - 1);
   for (const { index, x, y } of cells(grid, pitch)) {
-    context.fillStyle = ramp(1 - (ranks[index] - 1) / last);
+    // Squared: among the many low ranks the differences mean little and should not catch the eye.
+    context.fillStyle = ramp((1 - (ranks[index] - 1) / last) ** 2);
     context.fillRect(x, y, pitch, pitch);
   }
 }

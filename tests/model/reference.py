@@ -103,10 +103,10 @@ class Reference:
         return self._through(layers, self._embed(ids, prompt_length, pixels), torch.arange(len(ids)))
 
     @torch.no_grad()
-    def next_token(
+    def next_logits(
         self, prompt: list[int], output: list[int], pixels: Tensor | None, kept: list[int] | None
-    ) -> int:
-        """Greedy next token of the base; its layers K..F-1 see `kept`, F..L-1 text (None: see everything)."""
+    ) -> Tensor:
+        """[vocabulary], of the base; its layers K..F-1 see `kept`, F..L-1 text (None: see everything)."""
         ids = prompt + output
         visual = self._visual(prompt)
         positions = torch.arange(len(ids))
@@ -124,16 +124,26 @@ class Reference:
             hidden = self._through(list(self.language.layers[drop:]), hidden, positions[text])
         else:
             hidden = self._through(list(self.language.layers[fork:]), hidden, positions)
-        return int(self.vlm.lm_head(self.language.norm(hidden[0, -1])).argmax())
+        return self.vlm.lm_head(self.language.norm(hidden[0, -1]))
+
+    def next_token(
+        self, prompt: list[int], output: list[int], pixels: Tensor | None, kept: list[int] | None
+    ) -> int:
+        """Greedy."""
+        return int(self.next_logits(prompt, output, pixels, kept).argmax())
 
     @torch.no_grad()
-    def draft_token(self, prompt: list[int], output: list[int], pixels: Tensor | None) -> tuple[int, float]:
-        """The twig's greedy next token and its raw probability."""
+    def draft_logits(self, prompt: list[int], output: list[int], pixels: Tensor | None) -> Tensor:
+        """[rows of the twig's head]"""
         ids = prompt + output
         hidden = self._trunk(ids, len(prompt), pixels)
         hidden = self._through(self.twig_layers, hidden, torch.arange(len(ids)))[0, -1]
         variance = hidden.pow(2).mean() + self.language.config.rms_norm_eps
-        probabilities = (self.twig_head @ (hidden * variance.rsqrt() * self.twig_norm)).softmax(-1)
+        return self.twig_head @ (hidden * variance.rsqrt() * self.twig_norm)
+
+    def draft_token(self, prompt: list[int], output: list[int], pixels: Tensor | None) -> tuple[int, float]:
+        """The twig's greedy next token and its raw probability."""
+        probabilities = self.draft_logits(prompt, output, pixels).softmax(-1)
         return int(probabilities.argmax()), float(probabilities.max())
 
     def _draft(self, prompt: list[int], output: list[int], pixels: Tensor | None, limit: int) -> list[int]:

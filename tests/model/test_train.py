@@ -99,8 +99,8 @@ def test_base_and_twig_train_and_load_unmodified(
     pool: FeaturePool, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(base_module, "ALIGN_STEPS", 1)
-    monkeypatch.setattr(base_module, "STAGES", (Stage((8, 16), 1, 2, 2),))
-    monkeypatch.setattr(twig_module, "STAGES", (Stage((8, 16), 1, 2, 2),))
+    monkeypatch.setattr(base_module, "STAGES", (Stage((8, 16), 6, 1, 2, 2),))
+    monkeypatch.setattr(twig_module, "STAGES", (Stage((8, 16), 6, 1, 2, 2),))
     run = BaseRun(tmp_path, pool, tokenizer)
     run.train()
     save_processor(tmp_path / "base")
@@ -120,5 +120,5 @@ def test_base_and_twig_train_and_load_unmodified(
 
 
 def test_stages_follow_each_other() -> None:
-    stages = (Stage((1, 1), 1, 1, 3), Stage((2, 2), 1, 1, 2))
+    stages = (Stage((1, 1), 6, 1, 1, 3), Stage((2, 2), 6, 1, 1, 2))
     assert [stage_at(stages, step).visual[0] for step in range(7)] == [1, 1, 1, 2, 2, 2, 2]

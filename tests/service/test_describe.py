@@ -92,10 +92,11 @@ async def test_form_and_json_ask_for_the_same(client: httpx.AsyncClient, worker:
     fields = {
         "prompt": "Où est l'été?",
         "max_tokens": 7,
-        "temperature": 0,
+        "temperature": 0.7,
         "top_p": 0.5,
         "top_k": 3,
         "seed": 4,
+        "stop": ["."],
     }
     fields |= {"retained_tokens": 12, "speculation": False, "include": "token_map"}
     assert (await post_form(client, **fields)).status_code == 200
@@ -103,6 +104,8 @@ async def test_form_and_json_ask_for_the_same(client: httpx.AsyncClient, worker:
     form, json_ = worker.jobs
     assert form.prompt == fields["prompt"]
     assert form.params.max_tokens == 7
+    assert (form.params.temperature, form.params.top_p, form.params.top_k) == (0.7, 0.5, 3)
+    assert (form.params.seed, form.params.stop) == (4, (".",))
     assert form.params.retained_tokens == 12
     assert not form.params.speculation
     assert form.params.token_map
@@ -173,11 +176,11 @@ async def test_request_id_is_kept_or_made(client: httpx.AsyncClient, worker: Scr
         ({"temperature": -1}, "temperature", "greater than or equal to 0"),
         ({"temperature": 3}, "temperature", "less than or equal to 2"),
         ({"temperature": "warm"}, "temperature", "number"),
-        ({"temperature": 0.7}, "temperature", "not supported yet; temperature must be 0"),
         ({"top_p": 0}, "top_p", "greater than 0"),
         ({"top_k": -1}, "top_k", "greater than or equal to 0"),
         ({"seed": -1}, "seed", "greater than or equal to 0"),
-        ({"stop": ["."]}, "stop", "not supported yet"),
+        ({"stop": [""]}, "stop", "at least 1"),
+        ({"stop": ["x" * 257]}, "stop", "at most 256"),
         ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "at most 4"),
         ({"stream": "perhaps"}, "stream", "boolean"),
         ({"prompt": ""}, "prompt", "at least 1"),
