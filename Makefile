@@ -15,7 +15,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 serve: install       ## the whole service on this machine, with the embedded model
-	$(BIN)/twigserve serve
+	$(BIN)/twigserve serve $(ARGS)
 
 test: install        ## every test
 	$(BIN)/python -m pytest
@@ -48,6 +48,7 @@ data: data/sprites.npy
 train: data          ## the embedded model from nothing: hours on two cores, resumable
 	$(BIN)/twigserve train base
 	$(BIN)/twigserve train twig
+	$(BIN)/twigserve evaluate --model-card model/weights/README.md
 
 image:               ## gateway and CPU worker images, with buildah, podman or docker
 	docker/build gateway worker-cpu

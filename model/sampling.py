@@ -20,6 +20,10 @@ from torch.nn import functional as F
 
 from model.randomness import Draw, Sampler, Uniforms
 
+# Up to so many tokens are simply sorted; of more, so many of the best are looked at first.
+SORTED_VOCABULARY = 4096
+NUCLEUS_TOKENS = 256
+
 
 def warp(logits: Tensor, samplers: Sequence[Sampler]) -> Tensor:
     """[n, vocabulary] float32, one sampler a row: transformers' order, temperature, top-k, top-p."""
@@ -45,12 +49,38 @@ def _keep_top_p(logits: Tensor, shares: Sequence[float]) -> Tensor:
     if not rows:
         return logits
     index = torch.tensor(rows, device=logits.device)
-    rest = logits.new_tensor([1 - shares[row] for row in rows])[:, None]
+    kept_share = torch.tensor([shares[row] for row in rows], dtype=torch.float64, device=logits.device)[
+        :, None
+    ]
     some = logits[index]
-    ascending, order = some.sort()
-    removed = ascending.softmax(-1).cumsum(-1) <= rest
+    removed = _outside_nucleus(some, kept_share)
+    return logits.index_copy(0, index, some.masked_fill(removed, float("-inf")))
+
+
+def _outside_nucleus(logits: Tensor, shares: Tensor) -> Tensor:
+    """[n, vocabulary], float64 [n, 1] -> what top-p removes: what transformers finds by sorting.
+
+    Sorting a large vocabulary costs more than a small model's layers. Where the best tokens hold the share
+    they are all that need an order; each row decides for itself, so its neighbours change nothing.
+    """
+    if logits.shape[1] <= SORTED_VOCABULARY:
+        return _outside_sorted(logits, shares)
+    best, order = logits.topk(NUCLEUS_TOKENS)
+    within = (best - logits.logsumexp(-1, keepdim=True)).exp_().double().cumsum(-1)
+    # A token stays where the better ones do not hold the share yet; the best one always does.
+    outside = F.pad(within[:, :-1] >= shares, (1, 0))
+    removed = torch.ones_like(logits, dtype=torch.bool).scatter_(1, order, outside)
+    flat = (within[:, -1:] < shares).nonzero()[:, 0]
+    if len(flat):
+        removed[flat] = _outside_sorted(logits[flat], shares[flat])
+    return removed
+
+
+def _outside_sorted(logits: Tensor, shares: Tensor) -> Tensor:
+    ascending, order = logits.sort()
+    removed = ascending.softmax(-1).cumsum(-1) <= (1 - shares).float()
     removed[:, -1] = False
-    return logits.index_copy(0, index, some.masked_fill(removed.scatter(1, order, removed), float("-inf")))
+    return removed.scatter(1, order, removed)
 
 
 def distributions(logits: Tensor, samplers: Sequence[Sampler]) -> Tensor:

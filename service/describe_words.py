@@ -10,6 +10,7 @@ from typing import Any
 
 from service.answers import description_json, token_event
 from service.errors import ApiError
+from service.openapi import event_stream
 from service.protocol import Event
 from service.schemas import Description
 from service.sse import encode_event
@@ -17,6 +18,13 @@ from service.sse import encode_event
 STREAM_EXAMPLE = (
     'id: 1-2\nevent: token\ndata: {"text":"A large","token_ids":[311,902],"drafted":[true,false]}\n\n'
     'id: 1-9\nevent: done\ndata: {"id":"desc-…","object":"description", …}\n\n'
+)
+
+
+STREAM = event_stream(
+    STREAM_EXAMPLE,
+    "JSON: of `token` a TokenEvent, of `done` a Description, of `error` an ErrorBody.",
+    *("token", "done", "error"),
 )
 
 

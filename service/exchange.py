@@ -59,7 +59,7 @@ async def exchange(request: Request, read: Callable[[Request], Awaitable[Asked]]
         async with contextlib.AsyncExitStack() as held:
             await _enter(gateway, request, held)
             asked = await _read(request, read, gateway.settings.request_timeout_s)
-            with renamed(asked.renamed):
+            with _renamed(asked.renamed):
                 return await _answer(gateway, request, asked, held, arrived_at)
 
 
@@ -103,7 +103,7 @@ def _counted(metrics: GatewayMetrics) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def renamed(names: Mapping[str, str]) -> Iterator[None]:
+def _renamed(names: Mapping[str, str]) -> Iterator[None]:
     try:
         yield
     except ApiError as error:

@@ -8,12 +8,19 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import FastAPI
+from pydantic import BaseModel
 
+from service.schemas import TokenEvent
+from service.schemas_chat import ChatChunk
+from service.sse import MEDIA_TYPE
+
+# The data of events, which no response refers to.
+STREAMED: tuple[type[BaseModel], ...] = (TokenEvent, ChatChunk)
 FASTAPIS_OWN = {"HTTPValidationError", "ValidationError"}
 
 
 class Api(FastAPI):
-    """Without the 422 that FastAPI adds to every parameter: what it means by it is a 400 of ours."""
+    """With the schemas of streamed events; without FastAPI's 422 of every parameter, which is our 400."""
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
@@ -21,9 +28,21 @@ class Api(FastAPI):
             for operation in (op for methods in document["paths"].values() for op in methods.values()):
                 if "HTTPValidationError" in str(operation["responses"].get("422", "")):
                     del operation["responses"]["422"]
+            schemas = document["components"]["schemas"]
             for name in FASTAPIS_OWN:
-                document["components"]["schemas"].pop(name, None)
+                schemas.pop(name, None)
+            for model in STREAMED:
+                schemas[model.__name__] = inlined(model.model_json_schema(mode="serialization"))
         return self.openapi_schema or {}
+
+
+def event_stream(example: str, about_data: str, *events: str) -> dict[str, Any]:
+    """The content of a response of server-sent events. events: their names, where they have names and ids."""
+    fields: dict[str, Any] = {"data": {"type": "string", "description": about_data}}
+    if events:
+        fields |= {"event": {"enum": list(events)}, "id": {"type": "string"}}
+    item = {"type": "object", "properties": fields, "required": list(fields)}
+    return {MEDIA_TYPE: {"itemSchema": item, "example": example}}
 
 
 def inlined(schema: dict[str, Any]) -> dict[str, Any]:

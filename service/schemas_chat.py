@@ -103,7 +103,11 @@ class StreamOptions(_Strict):
 
 
 class ChatBody(GenerationFields):
-    """`POST /v1/chat/completions`. `quality`, `retained_tokens`, `speculation`, `top_k` are not OpenAI's."""
+    """`POST /v1/chat/completions`. `quality`, `retained_tokens`, `speculation`, `top_k` are not OpenAI's.
+
+    Unlike OpenAI's, an answer without `temperature` is greedy. Pictures stand before the text whatever their
+    order, and a system message is put before the user's own text.
+    """
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [EXAMPLE]})
 

@@ -28,9 +28,9 @@ from model.train.tower import TOWER_CONFIG
 STAGES = (
     Stage((24, 40), 1, 3, 8, 400),
     Stage((40, 64), 3, 3, 8, 500),
-    Stage((48, 96), 6, 3, 8, 900),
-    Stage((96, 288), 6, 4, 8, 200),
-    Stage((IMAGE_TOKENS, IMAGE_TOKENS), 6, 6, 4, 60),
+    Stage((48, 96), 6, 1, 8, 1100),
+    Stage((96, 288), 6, 2, 8, 100),
+    Stage((IMAGE_TOKENS, IMAGE_TOKENS), 6, 4, 4, 30),
 )
 ALIGN_STEPS, ALIGN_RATE = 600, 2e-3
 # 1/sqrt(hidden), and 4 times that for words, so that they are not drowned by what the layers add.

@@ -153,6 +153,7 @@ def evaluate(
     device: Device = None,
     dtype: Dtype = None,
     threads: Threads = None,
+    model_card: Annotated[Path | None, typer.Option(help="Writes the embedded model's card here.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object last.")] = False,
 ) -> None:
     """How well a checkpoint sees held-out scenes, unpruned and at each budget."""
@@ -170,6 +171,10 @@ def evaluate(
         with tqdm(total=len(items) * (1 + len(budgets)), unit="item", disable=None) as bar:
             results = run(engine, items, budgets, bar.update)
     print_table(results)
+    if model_card:
+        from model.train.model_card import write_card
+
+        write_card(model_card, len(items), results)
     if as_json:
         report = {"checkpoint": engine.card.model_id, "items": len(items), "results": results}
         typer.echo(json.dumps(report))

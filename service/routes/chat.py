@@ -12,11 +12,10 @@ from fastapi import APIRouter, Request, Response
 from service.chat_intake import read_chat
 from service.chat_words import STREAM_EXAMPLE, ChatWords
 from service.exchange import Asked, exchange
-from service.openapi import inlined
+from service.openapi import event_stream, inlined
 from service.routes.describe import IDEMPOTENCY_KEY
 from service.schemas import error_responses
 from service.schemas_chat import ChatBody, ChatCompletion
-from service.sse import MEDIA_TYPE
 
 router = APIRouter(tags=["chat"])
 
@@ -31,7 +30,7 @@ ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
         "model": ChatCompletion,
         "description": "The completion; with `stream`, `chat.completion.chunk` objects, then `[DONE]`.",
-        "content": {MEDIA_TYPE: {"schema": {"type": "string"}, "example": STREAM_EXAMPLE}},
+        "content": event_stream(STREAM_EXAMPLE, "JSON: a ChatChunk or an ErrorBody; last, `[DONE]`."),
     },
     **error_responses(400, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504),
 }

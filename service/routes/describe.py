@@ -9,14 +9,13 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from service.describe_words import STREAM_EXAMPLE, DescribeWords
+from service.describe_words import STREAM, DescribeWords
 from service.exchange import Asked, exchange
 from service.idempotency import HEADER, MAX_KEY_CHARS
 from service.intake import read_submission
 from service.jobs import prefers_async
 from service.schemas import DescribeBody, DescribeFields, Description, error_responses
 from service.schemas_jobs import JobObject
-from service.sse import MEDIA_TYPE
 
 router = APIRouter(tags=["describe"])
 
@@ -52,7 +51,7 @@ IDEMPOTENCY_KEY = header(
 )
 DOCUMENTED = {
     "parameters": [
-        header("Prefer", "`respond-async`: 202 and a job at once, instead of the answer.", maxLength=1024),
+        header("Prefer", "`respond-async`: 202 and a job at once, instead of the answer."),
         IDEMPOTENCY_KEY,
     ],
     "requestBody": {
@@ -68,7 +67,7 @@ ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
         "model": Description,
         "description": "The answer; with `stream`, `token` events (one a round), then `done` or `error`.",
-        "content": {MEDIA_TYPE: {"schema": {"type": "string"}, "example": STREAM_EXAMPLE}},
+        "content": STREAM,
     },
     202: {
         "model": JobObject,

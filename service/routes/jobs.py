@@ -13,13 +13,13 @@ from fastapi import APIRouter, Header, Path, Request, Response
 from fastapi.responses import JSONResponse
 
 from service.answers import Answer
-from service.describe_words import STREAM_EXAMPLE, DescribeWords
+from service.describe_words import STREAM, DescribeWords
 from service.exchange import told
 from service.gateway import Gateway
 from service.jobs import LAST_EVENT_ID, has_seen_the_end, job_json, resume_after
 from service.schemas import error_responses
 from service.schemas_jobs import JobObject
-from service.sse import MEDIA_TYPE, EventStream, with_heartbeat
+from service.sse import EventStream, with_heartbeat
 
 router = APIRouter(tags=["jobs"])
 JobId = Annotated[str, Path(examples=["desc-3f1c2a9be07d4c55a1d0b6f2f7f0c9ab"])]
@@ -32,7 +32,7 @@ JOB: dict[int | str, dict[str, Any]] = {200: {"model": JobObject}, **error_respo
 EVENTS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "`token` events (one a round), then `done` with the whole answer, or `error`.",
-        "content": {MEDIA_TYPE: {"schema": {"type": "string"}, "example": STREAM_EXAMPLE}},
+        "content": STREAM,
     },
     204: {"description": "`Last-Event-ID` was the last event: there is no more, do not reconnect."},
     **error_responses(400, 404, 503),

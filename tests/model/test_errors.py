@@ -126,7 +126,7 @@ def test_what_is_not_a_picture(engine: Engine, image: object) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("temperature", 0.7),
+        ("temperature", float("inf")),
         ("temperature", -0.1),
         ("temperature", float("nan")),
         ("max_tokens", 0),
@@ -134,10 +134,12 @@ def test_what_is_not_a_picture(engine: Engine, image: object) -> None:
         ("top_p", 0.0),
         ("top_p", 1.5),
         ("top_k", -1),
+        ("seed", -1),
+        ("seed", 2**64),
+        ("seed", 1.5),
     ],
 )
 def test_sampling_that_cannot_be(engine: Engine, wild: World, field: str, value: float) -> None:
-    """temperature above 0 is not implemented yet: refused, not ignored."""
     request = ask(wild.prompt(0, 5, IMAGE))
     request.sampling = replace(SamplingParams(), **{field: value})
     error = refused(engine, request)

@@ -10,7 +10,6 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise, product
 from pathlib import Path
 
 import pytest
@@ -184,7 +183,9 @@ def test_seeds(tame: World) -> None:
 def test_as_temperature_falls_to_zero_the_text_becomes_greedy(tame: World, temperature: float) -> None:
     prompts = [tame.prompt(seed, 5, IMAGE, 4) for seed in range(4)]
     greedy, cold = (
-        run(tame.engine(), *(ask(p, str(i), retained=8, temperature=t, seed=3) for i, p in enumerate(prompts)))
+        run(
+            tame.engine(), *(ask(p, str(i), retained=8, temperature=t, seed=3) for i, p in enumerate(prompts))
+        )
         for t in (0.0, temperature)
     )
     assert [result.token_ids for result in cold] == [result.token_ids for result in greedy]
@@ -255,5 +256,5 @@ def test_the_first_tokens_are_distributed_as_the_pruned_base_says(
     if speculation:
         drafted, accepted = sum(r.draft_tokens for r in results), sum(r.accepted_tokens for r in results)
         assert 0.1 * drafted < accepted < 0.95 * drafted
-    wrong = Counter({path: share for path, share in zip(probabilities, [*list(probabilities.values())[1:], 0.0], strict=True)})
+    wrong = Counter(dict(zip(probabilities, [*list(probabilities.values())[1:], 0.0], strict=True)))
     assert chi_square_p_value(observed, wrong, COUNT) < 1e-4

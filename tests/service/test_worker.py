@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator
 import numpy as np
 import pytest
 
+from model.randomness import seed_of
+from model.request import SamplingParams
 from service.broker.redis import RedisGatewayBroker
 from service.protocol import DoneData, Event, TokenData
 from service.settings import RedisSettings
@@ -152,7 +154,8 @@ async def test_draining_finishes_what_runs_and_takes_nothing_new(queue, redis_se
 
 async def test_what_does_not_finish_in_time_is_given_to_another_worker(queue, redis_settings):  # noqa: F811
     long = redis_settings.model_copy(update={"lease_s": 60.0})  # only a release can hand the job over
-    job = make_job("long", max_tokens=120)
+    sampling = {"temperature": 0.7, "top_p": 0.9, "top_k": 5, "stop": ("never",)}
+    job = make_job("long", max_tokens=120, params=sampling)
     with running_worker(long, 0.02, drain_s=0.0) as leaving:
         await queue.submit(job, {})
         await started(queue, job.id)
@@ -160,6 +163,9 @@ async def test_what_does_not_finish_in_time_is_given_to_another_worker(queue, re
             leaving.worker.stop()
             events = await collect(queue, job.id)
             assert heir.stub.seen[0].resume_token_ids
+            # Also the seed, which the client left open.
+            assert heir.stub.seen[0].sampling == leaving.stub.seen[0].sampling
+            assert heir.stub.seen[0].sampling == SamplingParams(120, seed=seed_of(job.id), **sampling)
     assert delivered(events) == (text_of(expected_tokens("long", 120)), expected_tokens("long", 120))
     assert {event.attempt for event in events} == {1, 2}
     resumed = DoneData.model_validate(events[-1].data).resumed_tokens
