@@ -56,7 +56,9 @@ async def test_accepted_at_once_and_answered_later(client: httpx.AsyncClient, wo
     assert response.status_code == 202
     assert response.headers["Preference-Applied"] == "respond-async"
     job = response.json()
-    assert job == {"id": job["id"], "object": "job", "status": "queued", "created": job["created"]}
+    assert set(job) == {"id", "object", "status", "created"}
+    assert job["object"] == "job"
+    assert job["status"] in ("queued", "running")  # a worker may be quicker than the answer
     location = response.headers["Location"]
     await eventually(lambda: len(worker.jobs) == 1)
     assert (await client.get(location)).json()["status"] == "running"
