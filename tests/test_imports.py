@@ -88,7 +88,9 @@ def test_only_the_worker_imports_model() -> None:
     wrong = [
         one
         for one in all_imports("service")
-        if one.of("model") and one.by != "service/worker.py" and not (one.by.startswith("service/cli/") and one.lazy)
+        if one.of("model")
+        and one.by != "service/worker.py"
+        and not (one.by.startswith("service/cli/") and one.lazy)
     ]
     assert not complaints(wrong)
 

@@ -32,6 +32,9 @@ STAGES = (
     Stage((96, 288), 6, 2, 8, 100),
     Stage((IMAGE_TOKENS, IMAGE_TOKENS), 6, 4, 4, 30),
 )
+# A second, lower cosine: 0.76 of the objects were named after the first.
+POLISH = (Stage((64, 128), 6, 2, 8, 850), Stage((IMAGE_TOKENS, IMAGE_TOKENS), 6, 5, 4, 30))
+POLISH_RATE = 1.2e-3
 ALIGN_STEPS, ALIGN_RATE = 600, 2e-3
 # 1/sqrt(hidden), and 4 times that for words, so that they are not drowned by what the layers add.
 WEIGHT_STD, EMBED_STD = 0.0625, 0.25
@@ -114,7 +117,8 @@ class BaseRun:
         done = self.checkpoint.load()
         if done == 0:
             self._align()
-        run_steps("base", self.checkpoint, done, sum(stage.steps for stage in STAGES), self._step)
+        total = sum(stage.steps for stage in STAGES + POLISH)
+        run_steps("base", self.checkpoint, done, total, self._step)
 
     def _align(self) -> None:
         projector = self.vlm.model.multi_modal_projector
@@ -145,15 +149,21 @@ class BaseRun:
         return torch.cat(features), torch.cat(targets)
 
     def _step(self, step: int) -> dict[str, float]:
-        packed, visual = random_batch(self.pool, self.packer, stage_at(STAGES, step), [step, 11])
+        packed, visual = random_batch(self.pool, self.packer, stage_at(STAGES + POLISH, step), [step, 11])
         hidden = forward_packed(self.vlm, packed, visual)
         logits = self.vlm.lm_head(hidden.flatten(0, 1)[packed.target_at])
         loss = F.cross_entropy(logits, packed.target)
-        progress = step / sum(stage.steps for stage in STAGES)
-        update(self.optimizer, self.vlm, loss, cosine_rate(LEARNING_RATE, step, 100, progress))
+        update(self.optimizer, self.vlm, loss, learning_rate(step))
         right = (logits.argmax(-1) == packed.target).float()
         nouns = torch.isin(packed.target, self.nouns)
         return {"loss": loss.item(), "right": right.mean().item(), "nouns": right[nouns].mean().item()}
+
+
+def learning_rate(step: int) -> float:
+    main, polish = (sum(stage.steps for stage in stages) for stages in (STAGES, POLISH))
+    if step < main:
+        return cosine_rate(LEARNING_RATE, step, 100, step / main)
+    return cosine_rate(POLISH_RATE, step - main, 20, (step - main) / polish)
 
 
 def forward_packed(vlm: LlavaForConditionalGeneration, packed: Packed, visual: torch.Tensor) -> torch.Tensor:

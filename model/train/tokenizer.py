@@ -40,7 +40,8 @@ def _corpus(scenes: int) -> list[str]:
 def make_tokenizer() -> PreTrainedTokenizerFast:
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
+    # The space that stands before an answer's first word is the template's, not the answer's.
+    bpe.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
     special = ["<s>", "</s>", "<pad>", "<image>"]
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY, special_tokens=special, show_progress=False,

@@ -14,10 +14,6 @@ from model.request import Request
 from tests.model.harness import Prompt, World, ask, run
 from tests.model.tiny import Shape, TwigShape
 
-pytestmark = pytest.mark.skipif(
-    not (EMBEDDED_BASE / "config.json").exists() or not (EMBEDDED_TWIG / "config.json").exists(),
-    reason="no embedded checkpoint in this tree",
-)
 MAX_TOKENS = 48
 
 

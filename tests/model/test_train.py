@@ -1,4 +1,4 @@
-"""Training: packed turns equal lone turns, a resumed run equals an uninterrupted one, outputs load unmodified."""
+"""Training: packed turns equal lone turns, a resumed run an uninterrupted one, outputs load unmodified."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def pool(sprites: Path, tmp_path_factory: pytest.TempPathFactory) -> FeaturePool
 
 
 def test_a_packed_turn_is_the_lone_prompt(pool: FeaturePool, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Packing once let a turn see its neighbours' answers; here it equals transformers on the plain prompt."""
+    """A turn that saw its neighbours' answers would train on them; here it equals transformers alone."""
     torch.manual_seed(0)
     vlm = new_base(tokenizer).eval()
     packer = Packer(tokenizer, IMAGE_TOKENS)
@@ -100,6 +100,7 @@ def test_base_and_twig_train_and_load_unmodified(
 ) -> None:
     monkeypatch.setattr(base_module, "ALIGN_STEPS", 1)
     monkeypatch.setattr(base_module, "STAGES", (Stage((8, 16), 6, 1, 2, 2),))
+    monkeypatch.setattr(base_module, "POLISH", (Stage((8, 16), 6, 1, 2, 1),))
     monkeypatch.setattr(twig_module, "STAGES", (Stage((8, 16), 6, 1, 2, 2),))
     run = BaseRun(tmp_path, pool, tokenizer)
     run.train()
