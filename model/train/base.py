@@ -33,7 +33,7 @@ STAGES = (
     Stage((IMAGE_TOKENS, IMAGE_TOKENS), 6, 4, 4, 30),
 )
 # A second, lower cosine: 0.76 of the objects were named after the first.
-POLISH = (Stage((64, 128), 6, 2, 8, 850), Stage((IMAGE_TOKENS, IMAGE_TOKENS), 6, 5, 4, 30))
+POLISH = (Stage((64, 128), 6, 2, 8, 700), Stage((IMAGE_TOKENS, IMAGE_TOKENS), 6, 5, 4, 20))
 POLISH_RATE = 1.2e-3
 ALIGN_STEPS, ALIGN_RATE = 600, 2e-3
 # 1/sqrt(hidden), and 4 times that for words, so that they are not drowned by what the layers add.

@@ -23,9 +23,9 @@ LEARNING_RATE = 1e-3
 
 
 STAGES = (
-    Stage((48, 96), 3, 3, 8, 250),
-    Stage((96, 192), 6, 4, 8, 450),
-    Stage((IMAGE_TOKENS, IMAGE_TOKENS), 6, 5, 8, 200),
+    Stage((48, 96), 3, 3, 8, 200),
+    Stage((96, 192), 6, 4, 8, 300),
+    Stage((IMAGE_TOKENS, IMAGE_TOKENS), 6, 5, 8, 120),
 )
 
 

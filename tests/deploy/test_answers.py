@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, start_http_server
 
 from service.app import create_app, max_body_bytes
-from service.cli import check_gateway, check_worker
+from service.cli.probes import check_gateway, check_worker
 from service.metrics import GatewayMetrics, WorkerMetrics
 from service.probe import worker_problem
 from service.protocol import Keys
