@@ -18,7 +18,8 @@ measure the service on any machine. It sees *scenes*: {nouns} kinds of objects i
 nine places, on coloured and patterned grounds.
 
 **What it cannot do:** photographs, drawings in other styles, text in pictures, anything said in other words
-than its own, any language but English. It answers those too, wrongly. Use it for nothing but this project.
+than its own, any language but English. It answers those too, wrongly. What the table gives a low mark it
+does badly: look there before you rely on questions or on pruning. Use it for nothing but this project.
 
 ## Figures
 
@@ -33,13 +34,13 @@ RelAcc is the mean over tasks of pruned divided by unpruned; acceptance is of dr
 
 ## Data and training
 
-Scenes are composed from {styles} by `model/scenes`; sources and licences are in `docs/attribution.md`. The
-weights are Apache-2.0 as the code; the art they learned from is not in them.
+Scenes are composed from {styles} by `model/scenes`; sources and
+licences are in `docs/attribution.md`. The weights are Apache-2.0 as the code; the art they learned from is not in them.
 
 ```console
 make data              # fetches the art from npm and renders it
 twigserve train base   # vision tower on {windows:,} windows, then projector and decoder on {pool:,} scenes
-twigserve train twig   # K={fork}, T={twig}, F={drop}; R-bar {retained} by default
+twigserve train twig   # K={fork}, T={twig}, F={drop}; R-bar {retained} unless a request asks for less
 ```
 """
 

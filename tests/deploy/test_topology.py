@@ -75,8 +75,8 @@ def test_prometheus_sees_every_process_and_what_it_did(topology: Topology, clien
 def test_a_killed_gateway_costs_no_later_request(topology: Topology, client: httpx.Client, name: str) -> None:
     topology.kill(name)
     try:
-        codes = [describe(client, f"without {name}, {number}", 3).status_code for number in range(4)]
-        assert codes == [200] * 4
+        answers = [describe(client, f"without {name}, {number}", 3) for number in range(4)]
+        assert [answer.status_code for answer in answers] == [200] * 4, [answer.text for answer in answers]
     finally:
         topology.start(name)
         topology.await_gateway(name)

@@ -180,7 +180,9 @@ async def test_a_crash_of_the_engine_gives_its_jobs_back_until_the_limit(queue, 
             assert isinstance(await asyncio.to_thread(worker.join), RuntimeError)
     with running_worker(redis_settings) as worker:
         assert (await collect(queue, job.id))[-1].data["code"] == "delivery_limit"
-        assert worker.metric("jobs_poisoned_total") == 1
+        async with asyncio.timeout(10):  # the event is written before the worker counts it
+            while worker.metric("jobs_poisoned_total") != 1:
+                await asyncio.sleep(0.01)
 
 
 async def test_a_job_that_kills_its_workers_takes_no_other_job_with_it(queue, redis_settings):  # noqa: F811
