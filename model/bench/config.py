@@ -13,7 +13,7 @@ class BenchConfig:
     """model: "embedded" or a base's directory; twig: its twig's directory (embedded: its own).
 
     pictures: how many are described one after the other at batch 1; a larger batch takes one of each row.
-    retained_tokens: R-bar of ttp and ttp_ssd, None for the twig's default.
+    retained_tokens: R-bar of ttp and ttp_ssd, None for the tier "fast".
     fork_layer, drop_layer: for a published twig without twig_config.json.
     """
 

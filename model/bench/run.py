@@ -73,7 +73,9 @@ class Bench:
         card = self.engine.card
         if method not in PRUNING:
             return card.image_tokens
-        return card.default_retained if self.config.retained_tokens is None else self.config.retained_tokens
+        if self.config.retained_tokens is not None:
+            return self.config.retained_tokens
+        return card.quality.get("fast", card.default_retained)
 
     def cases(self) -> list[Case]:
         """`generate` is batch 1 by nature, and the unit of all ratios whatever batch sizes were asked for."""

@@ -90,6 +90,7 @@ def bench(
     threads: int = 2,
     dtype: str = "bfloat16",
     repeats: int = 3,
+    retained_tokens: Annotated[int | None, typer.Option(help="R-bar of ttp; tier `fast` by default.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object last.")] = False,
 ) -> None:
     """Our engine against transformers' generate, on the same weights in the same run."""
@@ -104,6 +105,7 @@ def bench(
             threads=threads,
             dtype=dtype,
             repeats=repeats,
+            retained_tokens=retained_tokens,
         )
         report = run_bench(config, lambda line: typer.echo(line, err=True))
     print_table(report)
