@@ -35,7 +35,8 @@ RelAcc is the mean over tasks of pruned divided by unpruned; acceptance is of dr
 ## Data and training
 
 Scenes are composed from {styles} by `model/scenes`; sources and
-licences are in `docs/attribution.md`. The weights are Apache-2.0 as the code; the art they learned from is not in them.
+licences are in `docs/attribution.md`. The weights are Apache-2.0 as the code; the art they learned from
+is not in them.
 
 ```console
 make data              # fetches the art from npm and renders it
