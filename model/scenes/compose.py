@@ -103,13 +103,19 @@ def draw(
     return np.asarray(canvas), PatchLabels(noun.ravel(), size.ravel())
 
 
-def object_patches(scene: Scene) -> NDArray[np.bool_]:
-    """[GRID * GRID] whether the middle of the patch lies in some object's square."""
+def patches_of(thing: Object) -> NDArray[np.bool_]:
+    """[GRID * GRID] whether the middle of the patch lies in the object's square."""
     row, column = (np.mgrid[:GRID, :GRID] + 0.5) * PATCH_PX
-    shown = np.zeros((GRID, GRID), np.bool_)
-    for o in scene.objects:
-        shown |= (column > o.x) & (column < o.x + o.px) & (row > o.y) & (row < o.y + o.px)
-    return shown.ravel()
+    across = (column > thing.x) & (column < thing.x + thing.px)
+    down = (row > thing.y) & (row < thing.y + thing.px)
+    inside: NDArray[np.bool_] = (across & down).ravel()
+    return inside
+
+
+def object_patches(scene: Scene) -> NDArray[np.bool_]:
+    """[GRID * GRID] whether the patch belongs to any object."""
+    shown: NDArray[np.bool_] = np.logical_or.reduce([patches_of(thing) for thing in scene.objects])
+    return shown
 
 
 def _background(scene: Scene, rng: np.random.Generator, window: tuple[int, int, int]) -> NDArray[np.uint8]:

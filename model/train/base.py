@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
-from model.scenes.compose import GRID, PATCH_PX, Scene
+from model.scenes.compose import GRID, Scene, object_patches, patches_of
 from model.scenes.words import NOUNS, PLACES
 from model.train.batches import IMAGE_TOKENS, Stage, random_batch
 from model.train.features import FeaturePool
@@ -79,15 +79,13 @@ def patch_words(scene: Scene, tokenizer: PreTrainedTokenizerFast) -> torch.Tenso
         for token in ids:
             shares[rows, token] += share / len(ids)
 
-    ground = torch.ones(IMAGE_TOKENS, dtype=torch.bool)
-    where = torch.arange(IMAGE_TOKENS)
-    row, column = where // GRID, where % GRID
     for thing in scene.objects:
-        x, y, side = (v / PATCH_PX for v in (thing.x, thing.y, thing.px))
-        inside = (column + 0.5 > x) & (column + 0.5 < x + side) & (row + 0.5 > y) & (row + 0.5 < y + side)
-        ground &= ~inside
+        inside = torch.from_numpy(patches_of(thing))
         put(inside, thing.noun, 0.5)
         put(inside, thing.size, 0.2)
+    ground = torch.from_numpy(~object_patches(scene))
+    where = torch.arange(IMAGE_TOKENS)
+    row, column = where // GRID, where % GRID
     put(ground, scene.color, 0.35)
     put(ground, scene.pattern, 0.35)
     for number, place in enumerate(PLACES):
