@@ -1,6 +1,8 @@
 """What can be said of a scene: its description, and questions with their answers.
 
-Invariant: every sentence is true of the scene; objects are told in reading order of their places.
+Invariants: every sentence is true of the scene; objects are told in reading order of their places; an answer
+begins with what has to be looked for. The twig ranks visual tokens by the attention of the last prompt token,
+which is where the first word is decided: a first word that needs no picture would teach it to look nowhere.
 """
 
 from __future__ import annotations
@@ -35,10 +37,13 @@ def background_phrase(scene: Scene) -> str:
 
 
 def describe(scene: Scene) -> str:
-    count = len(scene.objects)
-    noun = "object" if count == 1 else "objects"
     told = (f"{at_place(o.place).capitalize()} there is a {o.size} {o.noun}." for o in scene.objects)
-    return " ".join([f"The picture shows {NUMBERS[count]} {noun} on {background_phrase(scene)}.", *told])
+    return " ".join([f"{_counted(len(scene.objects), 'object')} on {background_phrase(scene)}.", *told])
+
+
+def _counted(count: int, noun: str) -> str:
+    """ "Two pandas", "One panda", "No pandas"."""
+    return f"{NUMBERS[count].capitalize()} {noun if count == 1 else plural(noun)}"
 
 
 def ask_describe(scene: Scene, rng: np.random.Generator) -> Turn:
@@ -71,19 +76,9 @@ def ask_exists(scene: Scene, rng: np.random.Generator) -> Turn:
 
 def ask_count(scene: Scene, rng: np.random.Generator) -> Turn:
     if rng.random() < 0.2:
-        count = len(scene.objects)
-        noun = "object" if count == 1 else "objects"
-        return Turn("count", "How many objects are there?", f"There {_be(count)} {NUMBERS[count]} {noun}.")
+        return Turn("count", "How many objects are there?", f"{_counted(len(scene.objects), 'object')}.")
     noun = _pick(scene, rng, 0.8)
-    count = len(_places(scene, noun))
-    named = noun if count == 1 else plural(noun)
-    return Turn(
-        "count", f"How many {plural(noun)} are there?", f"There {_be(count)} {NUMBERS[count]} {named}."
-    )
-
-
-def _be(count: int) -> str:
-    return "is" if count == 1 else "are"
+    return Turn("count", f"How many {plural(noun)} are there?", f"{_counted(len(_places(scene, noun)), noun)}.")
 
 
 def ask_where(scene: Scene, rng: np.random.Generator) -> Turn:
@@ -91,29 +86,28 @@ def ask_where(scene: Scene, rng: np.random.Generator) -> Turn:
     places = _places(scene, noun)
     if not places:
         return Turn("where", f"Where is the {noun}?", f"There is no {noun}.")
-    if len(places) == 1:
-        return Turn("where", f"Where is the {noun}?", f"The {noun} is {places[0]}.")
-    return Turn("where", f"Where are the {plural(noun)}?", f"The {plural(noun)} are {_join(places)}.")
+    prompt = f"Where is the {noun}?" if len(places) == 1 else f"Where are the {plural(noun)}?"
+    return Turn("where", prompt, f"{_join(places).capitalize()}.")
 
 
 def ask_what(scene: Scene, rng: np.random.Generator) -> Turn:
     at = {thing.place: thing for thing in scene.objects}
     place = str(rng.choice(list(at) if rng.random() < 0.8 else PLACES))
     thing = at.get(place)
-    answer = f"There is a {thing.size} {thing.noun}." if thing else "There is nothing."
+    answer = f"A {thing.size} {thing.noun}." if thing else "Nothing."
     return Turn("what", f"What is {at_place(place)}?", answer)
 
 
 def ask_background(scene: Scene, rng: np.random.Generator) -> Turn:
     prompts = ("What is the background?", "What color is the background?", "What is in the background?")
-    return Turn("background", str(rng.choice(prompts)), f"It is {background_phrase(scene)}.")
+    return Turn("background", str(rng.choice(prompts)), f"{scene.pattern.capitalize()} {scene.color}.")
 
 
 def ask_size(scene: Scene, rng: np.random.Generator) -> Turn:
     thing = scene.objects[rng.integers(len(scene.objects))]
     if len(_places(scene, thing.noun)) > 1:
         return ask_what(scene, rng)
-    return Turn("size", f"How big is the {thing.noun}?", f"The {thing.noun} is {thing.size}.")
+    return Turn("size", f"How big is the {thing.noun}?", f"{thing.size.capitalize()}.")
 
 
 QUESTIONS: tuple[Callable[[Scene, np.random.Generator], Turn], ...] = (

@@ -4,12 +4,14 @@ First the projector alone: each patch's feature is led to the word embeddings of
 place; or colour and pattern), with the output head equal to the embedding, so that naming is copying and the
 decoder starts with pictures that it can already read. Then everything but the tower, with a random subset of
 the visual tokens a scene at their own positions (cheap, and the model will meet pruned pictures anyway),
-ending with all of them.
+ending with all of them; at last with the visual tokens hidden from the layers after `DROP_LAYER` in most steps,
+so that the model learns to have read the picture by then.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,20 +27,53 @@ from model.train.loop import Checkpoint, cosine_rate, run_steps, stage_at, updat
 from model.train.pack import Packed, Packer
 from model.train.tower import TOWER_CONFIG
 
-STAGES = (
-    Stage((24, 40), 1, 3, 8, 400),
-    Stage((40, 64), 3, 3, 8, 500),
-    Stage((48, 96), 6, 1, 8, 1100),
-    Stage((96, 288), 6, 2, 8, 100),
-    Stage((IMAGE_TOKENS, IMAGE_TOKENS), 6, 4, 4, 30),
+@dataclass(frozen=True)
+class Phase:
+    """Stages under one warm-up and cosine."""
+
+    rate: float
+    warmup_steps: int
+    stages: tuple[Stage, ...]
+
+    @property
+    def steps(self) -> int:
+        return sum(stage.steps for stage in self.stages)
+
+
+DROP_LAYER = 12  # F
+PHASES = (
+    Phase(
+        1.5e-3,
+        100,
+        (
+            Stage((24, 40), 1, 3, 8, 400),
+            Stage((40, 64), 3, 3, 8, 500),
+            Stage((48, 96), 6, 1, 8, 1100),
+            Stage((96, 288), 6, 2, 8, 100),
+            Stage((IMAGE_TOKENS, IMAGE_TOKENS), 6, 4, 4, 30),
+        ),
+    ),
+    # A second, lower cosine: 0.76 of the objects were named after the first.
+    Phase(
+        1.2e-3,
+        20,
+        (Stage((64, 128), 6, 2, 8, 700), Stage((IMAGE_TOKENS, IMAGE_TOKENS), 6, 5, 4, 20)),
+    ),
+    # Reading the picture in the first F layers, and questions.
+    Phase(
+        1.4e-3,
+        100,
+        (
+            Stage((32, 96), 6, 8, 8, 3200, hidden=0.7),
+            Stage((96, 288), 6, 8, 8, 150, hidden=0.7),
+            Stage((IMAGE_TOKENS, IMAGE_TOKENS), 6, 8, 4, 50, hidden=0.5),
+        ),
+    ),
 )
-# A second, lower cosine: 0.76 of the objects were named after the first.
-POLISH = (Stage((64, 128), 6, 2, 8, 700), Stage((IMAGE_TOKENS, IMAGE_TOKENS), 6, 5, 4, 20))
-POLISH_RATE = 1.2e-3
+STAGES = tuple(stage for phase in PHASES for stage in phase.stages)
 ALIGN_STEPS, ALIGN_RATE = 600, 2e-3
 # 1/sqrt(hidden), and 4 times that for words, so that they are not drowned by what the layers add.
 WEIGHT_STD, EMBED_STD = 0.0625, 0.25
-LEARNING_RATE = 1.5e-3
 
 
 def text_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
@@ -108,15 +143,14 @@ class BaseRun:
         trained = [p for p in self.vlm.parameters() if p.requires_grad]
         matrices, vectors = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
         groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, LEARNING_RATE, betas=(0.9, 0.95))
+        self.optimizer = torch.optim.AdamW(groups, PHASES[0].rate, betas=(0.9, 0.95))
         self.checkpoint = Checkpoint(out / "base.pt", vlm=self.vlm, optimizer=self.optimizer)
 
     def train(self) -> None:
         done = self.checkpoint.load()
         if done == 0:
             self._align()
-        total = sum(stage.steps for stage in STAGES + POLISH)
-        run_steps("base", self.checkpoint, done, total, self._step)
+        run_steps("base", self.checkpoint, done, sum(phase.steps for phase in PHASES), self._step)
 
     def _align(self) -> None:
         projector = self.vlm.model.multi_modal_projector
@@ -147,8 +181,10 @@ class BaseRun:
         return torch.cat(features), torch.cat(targets)
 
     def _step(self, step: int) -> dict[str, float]:
-        packed, visual = random_batch(self.pool, self.packer, stage_at(STAGES + POLISH, step), [step, 11])
-        hidden = forward_packed(self.vlm, packed, visual)
+        stage = stage_at(STAGES, step)
+        packed, visual = random_batch(self.pool, self.packer, stage, [step, 11])
+        hide = np.random.default_rng([step, 17]).random() < stage.hidden
+        hidden = forward_packed(self.vlm, packed, visual, DROP_LAYER if hide else None)
         logits = self.vlm.lm_head(hidden.flatten(0, 1)[packed.target_at])
         loss = F.cross_entropy(logits, packed.target)
         update(self.optimizer, self.vlm, loss, learning_rate(step))
@@ -158,17 +194,35 @@ class BaseRun:
 
 
 def learning_rate(step: int) -> float:
-    main, polish = (sum(stage.steps for stage in stages) for stages in (STAGES, POLISH))
-    if step < main:
-        return cosine_rate(LEARNING_RATE, step, 100, step / main)
-    return cosine_rate(POLISH_RATE, step - main, 20, (step - main) / polish)
+    for phase in PHASES:
+        if step < phase.steps:
+            return cosine_rate(phase.rate, step, phase.warmup_steps, step / phase.steps)
+        step -= phase.steps
+    raise ValueError("the step lies past the last phase")
 
 
-def forward_packed(vlm: LlavaForConditionalGeneration, packed: Packed, visual: torch.Tensor) -> torch.Tensor:
-    """Last hidden states [B, N, hidden]; `visual` [B, V, tower hidden] is not projected yet."""
-    embeds = vlm.get_input_embeddings()(packed.ids)
-    rows = torch.arange(len(embeds))[:, None]
-    embeds = embeds.index_put((rows, packed.visual_at), vlm.model.multi_modal_projector(visual))
-    return vlm.model.language_model(
-        inputs_embeds=embeds, attention_mask=packed.mask, position_ids=packed.positions, use_cache=False
-    ).last_hidden_state
+def forward_packed(
+    vlm: LlavaForConditionalGeneration, packed: Packed, visual: torch.Tensor, drop_layer: int | None = None
+) -> torch.Tensor:
+    """Last hidden states [B, N, hidden]; `visual` [B, V, tower hidden] is not projected yet.
+
+    From `drop_layer` on the visual tokens are gone; their rows of the result are what they were by then.
+    """
+    text = vlm.model.language_model
+    rows = torch.arange(len(packed.ids))[:, None]
+    hidden = text.embed_tokens(packed.ids)
+    hidden = hidden.index_put((rows, packed.visual_at), vlm.model.multi_modal_projector(visual))
+    shown, mask, positions = None, packed.mask, packed.positions
+    first, count = int(packed.visual_at[0, 0]), packed.visual_at.shape[1]
+    for number, layer in enumerate(text.layers):
+        if number == drop_layer:
+            is_text = torch.ones(hidden.shape[1], dtype=torch.bool)
+            is_text[first : first + count] = False
+            shown, hidden = hidden[:, ~is_text], hidden[:, is_text]
+            mask, positions = mask[:, :, is_text][..., is_text], positions[:, is_text]
+        if number in (0, drop_layer):
+            rotary = text.rotary_emb(hidden, position_ids=positions)
+        hidden = layer(hidden, attention_mask=mask, position_ids=positions, position_embeddings=rotary)
+    if shown is not None:
+        hidden = torch.cat([hidden[:, :first], shown, hidden[:, first:]], 1)
+    return text.norm(hidden)

@@ -21,7 +21,8 @@ class Stage:
 
     visual: visual tokens a scene (least, most), half of them of objects unless all are shown.
     objects: the most objects a scene; one first, since retrieving what a patch shows is learned from
-    scenes where there is little else to retrieve. questions: turns beside the description.
+    scenes where there is little else to retrieve. questions: turns beside the description. hidden: share of
+    the steps in which the layers after the drop layer see text alone, as they will under pruning.
     """
 
     visual: tuple[int, int]
@@ -29,6 +30,7 @@ class Stage:
     questions: int
     batch: int
     steps: int
+    hidden: float = 0.0
 
 
 def random_batch(

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, CLIPVisionModel, GenerationConfig, Llava
 
 from model.checkpoint import EMBEDDED, EMBEDDED_BASE, EMBEDDED_TWIG, WEIGHTS_FILE, file_sha256, save_twig
 from model.config import TwigConfig
-from model.train.base import BaseRun, text_config
+from model.train.base import DROP_LAYER, BaseRun, text_config
 from model.train.features import FeaturePool, build_pool
 from model.train.tokenizer import save_processor
 from model.train.tower import TOWER_CONFIG, TowerRun
@@ -25,7 +25,7 @@ from model.train.twig import TwigRun
 POOL_SCENES = 8000
 # K=1, T=2, F=12: a budget of 64 keeps R' = 41 visual tokens, the numbers of the paper's own shape. Nothing is
 # pruned unless asked: this base names objects in its last layers, which after pruning see no picture.
-FORK_LAYER, TWIG_LAYERS, DROP_LAYER, RETAINED_TOKENS = 1, 2, 12, 576
+FORK_LAYER, TWIG_LAYERS, RETAINED_TOKENS = 1, 2, 576
 
 Tick = Callable[[int], Any]
 

@@ -78,6 +78,29 @@ def test_a_packed_turn_is_the_lone_prompt(pool: FeaturePool, tokenizer: PreTrain
     assert packed.target[-answer:].tolist() == ids[-answer:]
 
 
+def test_hidden_visual_tokens_are_masked_ones(pool: FeaturePool, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Dropping the rows is what masking them in the later layers would be, only cheaper."""
+    torch.manual_seed(0)
+    vlm = new_base(tokenizer).eval()
+    for layer in vlm.model.language_model.layers:  # a new base adds nothing to the stream
+        layer.self_attn.o_proj.weight.data.normal_(std=0.05)
+    kept = [np.arange(0, IMAGE_TOKENS, 9)]
+    packed = Packer(tokenizer, IMAGE_TOKENS).pack([turns(pool.scenes[0], np.random.default_rng(0), 2)], kept)
+    visual = pool.visual(np.array([0]), kept)
+    masked = packed.mask.clone()
+    masked[..., packed.visual_at[0]] = torch.finfo(torch.float32).min
+
+    def hide(_layer: object, args: tuple[object, ...], inputs: dict[str, object]) -> tuple[object, object]:
+        return args, inputs | {"attention_mask": masked}
+
+    with torch.no_grad():
+        dropped = forward_packed(vlm, packed, visual, drop_layer=5).flatten(0, 1)[packed.target_at]
+        for layer in vlm.model.language_model.layers[5:]:
+            layer.register_forward_pre_hook(hide, with_kwargs=True)
+        expected = forward_packed(vlm, packed, visual).flatten(0, 1)[packed.target_at]
+    torch.testing.assert_close(dropped, expected, atol=2e-5, rtol=1e-4)
+
+
 def test_tower_resumes_where_it_stopped(
     sprites: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,8 +122,9 @@ def test_base_and_twig_train_and_load_unmodified(
     pool: FeaturePool, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(base_module, "ALIGN_STEPS", 1)
-    monkeypatch.setattr(base_module, "STAGES", (Stage((8, 16), 6, 1, 2, 2),))
-    monkeypatch.setattr(base_module, "POLISH", (Stage((8, 16), 6, 1, 2, 1),))
+    stages = Stage((8, 16), 6, 1, 2, 2), Stage((8, 16), 6, 1, 2, 1, hidden=1.0)
+    monkeypatch.setattr(base_module, "STAGES", stages)
+    monkeypatch.setattr(base_module, "PHASES", (base_module.Phase(1e-3, 1, stages),))
     monkeypatch.setattr(twig_module, "STAGES", (Stage((8, 16), 6, 1, 2, 2),))
     run = BaseRun(tmp_path, pool, tokenizer)
     run.train()
