@@ -78,7 +78,8 @@ def ask_count(scene: Scene, rng: np.random.Generator) -> Turn:
     if rng.random() < 0.2:
         return Turn("count", "How many objects are there?", f"{_counted(len(scene.objects), 'object')}.")
     noun = _pick(scene, rng, 0.8)
-    return Turn("count", f"How many {plural(noun)} are there?", f"{_counted(len(_places(scene, noun)), noun)}.")
+    answer = f"{_counted(len(_places(scene, noun)), noun)}."
+    return Turn("count", f"How many {plural(noun)} are there?", answer)
 
 
 def ask_where(scene: Scene, rng: np.random.Generator) -> Turn:

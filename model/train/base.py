@@ -4,8 +4,8 @@ First the projector alone: each patch's feature is led to the word embeddings of
 place; or colour and pattern), with the output head equal to the embedding, so that naming is copying and the
 decoder starts with pictures that it can already read. Then everything but the tower, with a random subset of
 the visual tokens a scene at their own positions (cheap, and the model will meet pruned pictures anyway),
-ending with all of them; at last with the visual tokens hidden from the layers after `DROP_LAYER` in most steps,
-so that the model learns to have read the picture by then.
+ending with all of them; at last with the visual tokens hidden from layer `DROP_LAYER` on in most steps, so
+that the model learns to have read the picture by then.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from model.train.features import FeaturePool
 from model.train.loop import Checkpoint, cosine_rate, run_steps, stage_at, update
 from model.train.pack import Packed, Packer
 from model.train.tower import TOWER_CONFIG
+
 
 @dataclass(frozen=True)
 class Phase:
