@@ -30,6 +30,7 @@ REQUEST_BUCKETS_S = (
     *(0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0),
     *(10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0),
 )
+RETAINED_BUCKETS = (0, 16, 32, 48, 64, 96, 128, 160, 192, 256, 384, 576, 1152, 2304)
 BATCH_BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 64, 128)
 
 
@@ -72,6 +73,8 @@ class GatewayMetrics(_Metrics):
         self._oldest_s = self._gauge("queue_oldest_age_seconds", "Age of the oldest waiting job.")
         self._dead = self._gauge("queue_dead_letter", "Jobs given up after repeated failures.")
         self._workers = self._gauge("workers_alive", "Workers with a live heartbeat.")
+        self._redis_used = self._gauge("redis_memory_used_bytes", "Memory that Redis uses.")
+        self._redis_limit = self._gauge("redis_memory_limit_bytes", "Its maxmemory; 0: none.")
 
     def succeeded(self, finish_reason: str, e2e_s: float, ttft_s: float | None) -> None:
         self._success.labels(finish_reason).inc()
@@ -94,6 +97,8 @@ class GatewayMetrics(_Metrics):
         self._oldest_s.set(queue.oldest_age_s)
         self._dead.set(queue.dead)
         self._workers.set(len(workers))
+        self._redis_used.set(queue.memory_used_bytes)
+        self._redis_limit.set(queue.memory_limit_bytes)
 
 
 class WorkerMetrics(_Metrics):
@@ -123,6 +128,9 @@ class WorkerMetrics(_Metrics):
         self._image_kept = self._counter("image_tokens_retained", "Of these kept, averaged over the layers.")
         self._image_pruned = self._counter(
             "image_tokens_pruned", "Of these pruned, averaged over the layers."
+        )
+        self._retained = self._histogram(
+            "request_image_tokens_retained", "Kept visual tokens of a request (R-bar).", RETAINED_BUCKETS
         )
         self._layer_tokens = self._counter("image_token_layers", "Visual tokens times base layers.")
         self._layer_kept = self._counter("image_token_layers_kept", "Of these computed.")
@@ -186,6 +194,8 @@ class WorkerMetrics(_Metrics):
         self._prompt_tokens.labels("image").inc(done.image_tokens)
         self._image.inc(done.image_tokens)
         self._image_kept.inc(kept)
+        if done.image_tokens:
+            self._retained.observe(kept)
         self._image_pruned.inc(done.image_tokens - kept)
         self._layer_tokens.inc(done.image_tokens * self._layers)
         self._layer_kept.inc(kept * self._layers)

@@ -250,12 +250,15 @@ class QueueStats:
     """waiting: never claimed since they were (re)queued; pending: claimed and unfinished.
 
     oldest_age_s: age of the oldest waiting job, 0 where none waits. dead: length of the dead-letter list.
+    memory_*_bytes: the broker's own; a limit of 0 is none.
     """
 
     waiting: int = 0
     pending: int = 0
     oldest_age_s: float = 0.0
     dead: int = 0
+    memory_used_bytes: int = 0
+    memory_limit_bytes: int = 0
 
 
 @dataclass(frozen=True)

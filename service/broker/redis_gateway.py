@@ -111,8 +111,8 @@ class RedisGatewayBroker:
         return [WorkerInfo.decode(raw) for raw in raws if raw is not None]
 
     async def queue_stats(self) -> QueueStats:
-        waiting, pending, age_ms, dead = await self._run("stats")
-        return QueueStats(waiting, pending, age_ms / 1000, dead)
+        waiting, pending, age_ms, *rest = await self._run("stats")
+        return QueueStats(waiting, pending, age_ms / 1000, *rest)
 
     def _blob_ttl_s(self, job: Job) -> int:
         """Images are most of the memory: none outlives the time in which its job can still be claimed."""
