@@ -96,7 +96,7 @@ def _counted(metrics: GatewayMetrics) -> Iterator[None]:
         yield
     except Exception as exc:
         error = as_api_error(exc)
-        metrics.failed(error.code)
+        metrics.failed(error.code, error.status)
         if isinstance(error, TooBusy):
             metrics.rejected(error.code)
         raise
@@ -156,14 +156,14 @@ async def told(
                     yield words.done(_finish(metrics, answer, event), event.id)
     except (GeneratorExit, asyncio.CancelledError):
         if metrics is not None and not answer.ended:
-            metrics.failed(ClientGone.code)
+            metrics.failed(ClientGone.code, ClientGone.status)
         raise
     except Exception as exc:  # the headers are out: the error can only be an event
         error = as_api_error(exc)
         if error is not exc:
             log.exception("stream broke", extra={"job_id": job.id, "request_id": job.request_id})
         if metrics is not None:
-            metrics.failed(error.code)
+            metrics.failed(error.code, error.status)
         yield words.error(error, answer.last_id)
 
 

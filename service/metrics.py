@@ -57,7 +57,8 @@ class GatewayMetrics(_Metrics):
     def __init__(self) -> None:
         super().__init__("gateway")
         self._success = self._counter("request_success", "Requests answered whole.", "finished_reason")
-        self._failure = self._counter("request_failure", "Requests answered with an error.", "err")
+        # status: what HTTP says (or would have said, in a stream), so that 5.. is the service's own fault.
+        self._failure = self._counter("request_failure", "Requests answered with an error.", "err", "status")
         self._rejection = self._counter("admission_rejections", "Requests refused unread.", "reason")
         self._ttft_s = self._histogram(
             "time_to_first_token_seconds", "Request to first token.", TTFT_BUCKETS_S
@@ -82,8 +83,8 @@ class GatewayMetrics(_Metrics):
         if ttft_s is not None:
             self._ttft_s.observe(ttft_s)
 
-    def failed(self, code: str) -> None:
-        self._failure.labels(code).inc()
+    def failed(self, code: str, status: int) -> None:
+        self._failure.labels(code, str(status)).inc()
 
     def rejected(self, reason: str) -> None:
         self._rejection.labels(reason).inc()

@@ -268,7 +268,7 @@ async def test_metrics_move(live: Live, worker: ScriptedWorker) -> None:
         text = (await client.get("/metrics")).text
     samples = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     assert samples['twigvlm_request_success_total{finished_reason="stop"}'] == "2.0"
-    assert samples['twigvlm_request_failure_total{err="unknown_field"}'] == "1.0"
+    assert samples['twigvlm_request_failure_total{err="unknown_field",status="400"}'] == "1.0"
     assert samples["twigvlm_time_to_first_token_seconds_count"] == "2.0"
     assert samples["twigvlm_e2e_request_latency_seconds_count"] == "2.0"
     assert samples["twigvlm_queue_lag"] == "0.0"
