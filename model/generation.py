@@ -105,7 +105,7 @@ class Generation:
 
         Drafts that were accepted after the end count as not accepted: nobody sees them.
         """
-        new, text = self._until_end(tokens)
+        new, pieces = self._until_end(tokens)
         accepted = min(len(new), len(tokens) - 1)
         self._count_draft(drafted, accepted)
         if self.times.first_token is None:
@@ -115,16 +115,17 @@ class Generation:
         self._check_finished()
         output.token_ids += new
         output.drafted += [index < accepted for index in range(len(new))]
-        output.text += text
+        output.pieces += pieces
+        output.text += "".join(pieces)
 
-    def _until_end(self, tokens: Sequence[int]) -> tuple[list[int], str]:
-        """The tokens up to EOS or the one that completes a stop string, and the text they set free."""
-        new, text = until_eos(tokens, self.eos), ""
+    def _until_end(self, tokens: Sequence[int]) -> tuple[list[int], list[str]]:
+        """The tokens up to EOS or the one that completes a stop string, and the text that each set free."""
+        new, pieces = until_eos(tokens, self.eos), list[str]()
         for index, token in enumerate(new):
-            text += self.stops.push(self.detokenizer.push([token]))
+            pieces.append(self.stops.push(self.detokenizer.push([token])))
             if self.stops.found:
-                return new[: index + 1], text
-        return new, text
+                return new[: index + 1], pieces
+        return new, pieces
 
     def _check_finished(self) -> None:
         if self.stops.found or (self.tokens and self.tokens[-1] in self.eos):
@@ -138,7 +139,10 @@ class Generation:
     def finish(self, output: StepOutput, now: float) -> None:
         """Puts the result on its last output, with the text that was still held back."""
         if self.error is None:
-            output.text += self.stops.push(self.detokenizer.push([], last=True)) + self.stops.release()
+            held = self.stops.push(self.detokenizer.push([], last=True)) + self.stops.release()
+            output.text += held
+            if output.pieces:
+                output.pieces[-1] += held
             if self.stops.found and self.finish_reason == "length":
                 # Bytes that never became a character can be the last of a stop string.
                 self.finish_reason = "stop"

@@ -101,6 +101,8 @@ class StepOutput:
 
     drafted[i] tells whether token_ids[i] was an accepted draft of the twig or the base's own token.
     text is the newly complete text (bytes of an unfinished character wait for the next round).
+    pieces[i] is what token_ids[i] completed of it, "" where nothing; together they are the text, but where
+    an answer ends without another token: then what was held back has none to belong to.
     result is set on the request's last output, and only there.
     """
 
@@ -109,3 +111,4 @@ class StepOutput:
     drafted: list[bool] = field(default_factory=list)
     text: str = ""
     result: Result | None = None
+    pieces: list[str] = field(default_factory=list)

@@ -88,7 +88,12 @@ class Answer:
 
 def token_event(event: Event) -> TokenEvent:
     data = TokenData.model_validate(event.data)
-    return TokenEvent(text=data.text, token_ids=list(data.token_ids), drafted=list(data.drafted))
+    return TokenEvent(
+        text=data.text,
+        token_ids=list(data.token_ids),
+        drafted=list(data.drafted),
+        pieces=list(data.pieces),
+    )
 
 
 def description_json(description: Description) -> dict[str, Any]:

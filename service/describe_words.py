@@ -16,7 +16,8 @@ from service.schemas import Description
 from service.sse import encode_event
 
 STREAM_EXAMPLE = (
-    'id: 1-2\nevent: token\ndata: {"text":"A large","token_ids":[311,902],"drafted":[true,false]}\n\n'
+    "id: 1-2\nevent: token\n"
+    'data: {"text":"A large","token_ids":[311,902],"drafted":[true,false],"pieces":["A"," large"]}\n\n'
     'id: 1-9\nevent: done\ndata: {"id":"desc-…","object":"description", …}\n\n'
 )
 

@@ -140,11 +140,15 @@ class StartedData(Message):
 
 
 class TokenData(Message):
-    """One decode round: the new tokens only. drafted[i]: token i was an accepted draft of the twig."""
+    """One decode round: the new tokens only. drafted[i]: token i was an accepted draft of the twig.
+
+    pieces: see `model.request.StepOutput`; empty from a worker that is older than the field.
+    """
 
     text: str = ""
     token_ids: tuple[int, ...] = ()
     drafted: tuple[bool, ...] = ()
+    pieces: tuple[str, ...] = ()
 
 
 class ErrorData(Message):

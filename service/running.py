@@ -40,6 +40,7 @@ class Progress:
     drafted: Sequence[bool] = ()
     end: DoneData | ErrorData | None = None
     accepted_per_position: Sequence[int] = ()
+    pieces: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,11 @@ class RunningJob:
         deadline = self.claim.job.deadline_at
         return deadline is not None and now >= deadline
 
-    def tokens(self, text: str, token_ids: Sequence[int], drafted: Sequence[bool]) -> None:
-        self._add("token", TokenData(text=text, token_ids=tuple(token_ids), drafted=tuple(drafted)))
+    def tokens(
+        self, text: str, token_ids: Sequence[int], drafted: Sequence[bool], pieces: Sequence[str] = ()
+    ) -> None:
+        ids, whose, parts = tuple(token_ids), tuple(drafted), tuple(pieces)
+        self._add("token", TokenData(text=text, token_ids=ids, drafted=whose, pieces=parts))
 
     def done(self, data: DoneData) -> None:
         self._add("done", data)

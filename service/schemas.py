@@ -143,11 +143,16 @@ class Description(BaseModel):
 
 
 class TokenEvent(BaseModel):
-    """`event: token`. drafted[i]: token i was an accepted draft of the twig."""
+    """`event: token`. drafted[i]: token i was an accepted draft of the twig.
+
+    pieces[i]: what token i completed of the text, "" where no character; together they are the text. Empty
+    where the worker does not tell, or where the end set text free without another token.
+    """
 
     text: str = Field(examples=[" red apple"])
     token_ids: list[int] = Field(examples=[[311, 902]])
     drafted: list[bool] = Field(examples=[[True, False]])
+    pieces: list[str] = Field(default_factory=list, examples=[[" red", " apple"]])
 
 
 class ErrorDetail(BaseModel):

@@ -118,7 +118,15 @@ class Engine:
             end = self._end(result, batch_size)
             self._wants_map.discard(output.request_id)
         positions = result.accepted_per_position if result is not None else ()
-        return Progress(output.request_id, output.text, output.token_ids, output.drafted, end, positions)
+        return Progress(
+            output.request_id,
+            output.text,
+            output.token_ids,
+            output.drafted,
+            end,
+            positions,
+            pieces=output.pieces,
+        )
 
     def _end(self, result: Result, batch_size: int) -> DoneData | ErrorData:
         if result.finish_reason in ("abort", "error"):

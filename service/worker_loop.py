@@ -182,7 +182,7 @@ class Worker:
 
     def _take(self, job: RunningJob, part: Progress, now: float) -> None:
         if part.text or part.token_ids:
-            job.tokens(part.text, part.token_ids, part.drafted)
+            job.tokens(part.text, part.token_ids, part.drafted, part.pieces)
         if part.token_ids:
             gap_s = None if job.last_tokens_at is None else now - job.last_tokens_at
             job.last_tokens_at = now

@@ -169,7 +169,9 @@ class Trace:
             assert resumed + self.token_ids == result.token_ids
             assert result.text.endswith(self.text)
             assert resumed or self.text == result.text
-        assert all(len(output.drafted) == len(output.token_ids) for output in self.outputs)
+        for output in self.outputs:
+            assert len(output.drafted) == len(output.pieces) == len(output.token_ids)
+            assert "".join(output.pieces) == (output.text if output.token_ids else "")
         assert self.drafted.count(True) == result.accepted_tokens <= result.draft_tokens
         assert sum(result.accepted_per_position) == result.accepted_tokens
 

@@ -86,6 +86,8 @@ def play(tokens: list[int], stops: list[str], lengths: list[int], resume: int = 
     assert result is not None
     assert tokens[:resume] + [token for out in outputs for token in out.token_ids] == result.token_ids
     assert sum(flag for out in outputs for flag in out.drafted) == result.accepted_tokens
+    assert all(len(out.pieces) == len(out.token_ids) for out in outputs)
+    assert all("".join(out.pieces) == out.text for out in outputs if out.token_ids)
     return "".join(out.text for out in outputs), result
 
 

@@ -108,7 +108,7 @@ class StubEngine:
         drafted = [True] * (len(new) - 1) + [False]
         ended = len(sequence.token_ids) >= limit
         result = self._result(key, sequence, "length") if ended else None
-        return StepOutput(key, new, drafted, text_of(new), result)
+        return StepOutput(key, new, drafted, text_of(new), result, [text_of([token]) for token in new])
 
     def _result(self, key: str, sequence: _Sequence, reason: str) -> Result:
         image_tokens = len(sequence.request.images) * CARD.image_tokens

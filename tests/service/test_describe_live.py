@@ -14,12 +14,13 @@ import httpx
 import pytest
 
 from service.embedded_redis import EmbeddedRedis
-from service.protocol import ErrorData
+from service.protocol import ErrorData, TokenData
 from service.settings import GatewaySettings
 from tests.redis_fixture import short_settings
 from tests.service.gateway_fixture import Live, eventually, on_a_port
-from tests.service.scripted_worker import ScriptedWorker, failing
+from tests.service.scripted_worker import ScriptedWorker, apple, failing
 from tests.service.test_describe import PNG, PNG64, error_of
+from tests.service.worker_fixture import make_job
 
 URL = "/v1/describe"
 BODY = {"image": PNG64, "stream": True}
@@ -72,9 +73,18 @@ async def test_stream_is_tokens_then_done(live: Live, worker: ScriptedWorker) ->
     assert seen[0].comment == "queued"
     tokens = [sent for sent in seen if sent.event == "token"]
     assert [sent.id for sent in tokens] == ["1-2", "1-3", "1-4", "1-5"]
-    assert tokens[1].data == {"text": " small", "token_ids": [1], "drafted": [True]}
+    # This worker tells no pieces, as one that is older than the field.
+    assert tokens[1].data == {"text": " small", "token_ids": [1], "drafted": [True], "pieces": []}
     assert (seen[-1].event, seen[-1].id) == ("done", "1-6")
     assert seen[-1].data["text"] == "".join(sent.data["text"] for sent in tokens) == "A small red apple."
+
+
+async def test_pieces_are_passed_on_as_the_worker_tells_them(live: Live, worker: ScriptedWorker) -> None:
+    _, done = apple(make_job())
+    half = TokenData(text="ä b", token_ids=(1, 2, 3), drafted=(True, True, False), pieces=("", "ä", " b"))
+    worker.script = lambda _job: ([half], done)
+    (token, _) = await all_events(live)
+    assert token.data["pieces"] == ["", "ä", " b"]
 
 
 async def test_stream_and_plain_answer_the_same(live: Live, worker: ScriptedWorker) -> None:

@@ -35,6 +35,8 @@ async def collect(queue: RedisGatewayBroker, job_id: str) -> list[Event]:
 
 def delivered(events: list[Event]) -> tuple[str, list[int]]:
     parts = [TokenData.model_validate(event.data) for event in events if event.type == "token"]
+    assert all("".join(part.pieces) == part.text for part in parts)
+    assert all(len(part.pieces) == len(part.token_ids) for part in parts)
     return "".join(part.text for part in parts), [token for part in parts for token in part.token_ids]
 
 
