@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from model.config import TwigConfig
 from model.generation import Prompt
 from model.limits import Limits
+from model.memory import ByGroup, KvBudget, kv_tokens
 from model.pruning import kept_budget, retained_average
 from model.randomness import MAX_SEED
 from model.request import Request, RequestError, SamplingParams
@@ -60,8 +61,11 @@ def check_sampling(sampling: SamplingParams) -> None:
 
 
 class Admission:
-    def __init__(self, adapter: Adapter, twig: TwigConfig | None, layers: int, limits: Limits) -> None:
+    def __init__(
+        self, adapter: Adapter, twig: TwigConfig | None, layers: int, limits: Limits, memory: KvBudget
+    ) -> None:
         self.adapter, self.twig, self.layers, self.limits = adapter, twig, layers, limits
+        self.memory = memory
 
     def prompt(self, request: Request) -> Prompt:
         check_sampling(request.sampling)
@@ -80,6 +84,7 @@ class Admission:
             pruned=average < len(visual),
             retained_average=average,
             speculate=request.speculation and self.twig is not None and self.limits.draft_tokens > 0,
+            kv=self._reserve(token_ids, visual, kept, request.sampling.max_tokens),
             resume_token_ids=tuple(request.resume_token_ids),
             pixel_values=request.pixel_values,
             images=tuple(request.images),
@@ -152,6 +157,22 @@ class Admission:
                 f"in all: max_tokens can be at most {limit - length}",
                 param="max_tokens",
             )
+
+    def _reserve(self, token_ids: list[int], visual: list[int], kept: int, max_tokens: int) -> ByGroup:
+        """The cache tokens of the whole sequence; refused where they could not fit alone."""
+        images, text = len(visual), len(token_ids) - len(visual)
+        if visual and visual[-1] == len(token_ids) - 1:
+            text += 1  # it predicts, so it stays in all layers
+        tokens = kv_tokens(text, images, kept, max_tokens)
+        if self.memory.fits_alone(tokens):
+            return tokens
+        shortest = kv_tokens(text, images, kept, max_tokens=1)
+        raise RequestError(
+            f"a prompt of {len(token_ids)} tokens ({kept} of {images} visual ones kept) and max_tokens "
+            f"{max_tokens} need {self.memory.least_bytes(tokens)} bytes of KV cache, "
+            f"but there are {self.memory.limit_bytes}",
+            param="max_tokens" if self.memory.fits_alone(shortest) else "prompt",
+        )
 
     def _budget(self, retained: int | None, image_tokens: int, images: int) -> tuple[int, float]:
         """R' and the average over all layers that it gives; both M where nothing is pruned."""

@@ -16,6 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from model.memory import Slabs
+
 GROUPS = ("full", "kept", "text")
 # Slabs grow in steps of this many tokens: growing copies, so it must be rare.
 GROWTH_TOKENS = 256
@@ -87,11 +89,15 @@ class LayerGroup:
     def __init__(
         self, layers: int, slots: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        self.layers, self.slots = layers, slots
+        self.layers = layers
         self.kv_heads, self.head_dim = kv_heads, head_dim
         self.lengths = [0] * slots
         self.slab = torch.zeros(layers, slots, 0, 2 * kv_heads * head_dim, dtype=dtype, device=device)
         self._mask = self.slab.new_zeros(0, 0)
+
+    @property
+    def slots(self) -> int:
+        return self.slab.shape[1]
 
     @property
     def capacity(self) -> int:
@@ -101,9 +107,15 @@ class LayerGroup:
         if tokens <= self.capacity:
             return
         capacity = -(-tokens // GROWTH_TOKENS) * GROWTH_TOKENS
-        grown = self.slab.new_zeros(self.layers, self.slots, capacity, self.slab.shape[3])
-        grown[:, :, : self.capacity] = self.slab
-        self.slab = grown
+        self.resize(self.slots, capacity)
+
+    def resize(self, slots: int, capacity: int) -> None:
+        """Another slab that holds what fits of this one; for a moment there are both."""
+        rows, tokens = min(slots, self.slots), min(capacity, self.capacity)
+        resized = self.slab.new_zeros(self.layers, slots, capacity, self.slab.shape[3])
+        resized[:, :rows, :tokens] = self.slab[:, :rows, :tokens]
+        self.slab = resized
+        self.lengths = (self.lengths + [0] * slots)[:slots]
 
     def window(self, slots: Sequence[int], widths: Sequence[int], offset: int = 0) -> Window:
         """Access for so many new tokens in each of the slots; lengths do not move yet.
@@ -180,6 +192,15 @@ class Cache:
         return self.taken - 1
 
     @torch.inference_mode()
+    def hold(self, slabs: Slabs) -> None:
+        """Slabs of this size; those that run keep their tokens. Group after group, as the plan reckons."""
+        if not self.taken:
+            for group in self.groups:
+                group.resize(0, 0)
+        for group, capacity in zip(self.groups, slabs.capacity, strict=True):
+            group.resize(slabs.rows, capacity)
+
+    @torch.inference_mode()
     def release(self, slot: int) -> int:
         """Frees a slot. The last taken slot moves into the hole; returns the slot that moved (or `slot`)."""
         last = self.taken - 1
@@ -204,8 +225,8 @@ class Cache:
         for group in self.groups:
             group.lengths = [0] * group.slots
 
-    def tokens_used(self) -> int:
-        return sum(self.full.lengths)
+    def allocated_bytes(self) -> int:
+        return sum(group.slab.nbytes for group in self.groups)
 
     def check_empty(self) -> None:
         if self.taken:

@@ -23,6 +23,7 @@ class EngineConfig:
     """Limits and defaults of one engine; None means what the checkpoint (or its twig) says.
 
     max_batch: sequences decoded together. max_model_len: prompt and output tokens of one sequence.
+    kv_cache_bytes: the most the KV cache may hold; what does not fit yet waits. None: what max_batch needs.
     draft_tokens, draft_threshold: the most drafts a round, and the probability under which drafting stops.
     image_fit: "pad" pads to a square with the mean colour first, as the published twig was trained.
     quality: tier name -> R-bar of one image. threads: torch's, for the whole process.
@@ -30,6 +31,7 @@ class EngineConfig:
 
     max_batch: int = 8
     max_model_len: int | None = None
+    kv_cache_bytes: int | None = None
     max_images: int = 8
     draft_tokens: int | None = None
     draft_threshold: float | None = None
@@ -40,7 +42,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         _require(self.max_batch >= 1, f"max_batch must be at least 1, not {self.max_batch}")
         _require(self.max_images >= 1, f"max_images must be at least 1, not {self.max_images}")
-        for name in ("max_model_len", "threads"):
+        for name in ("max_model_len", "kv_cache_bytes", "threads"):
             value = getattr(self, name)
             _require(value is None or value >= 1, f"{name} must be at least 1, not {value}")
         _require(self.image_fit in (None, "pad"), f'image_fit must be None or "pad", not {self.image_fit!r}')

@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -26,7 +27,7 @@ from model.config import EngineConfig
 from model.detokenize import Detokenizer
 from model.dtypes import resolve_dtype
 from model.generation import Generation, Times
-from model.limits import card_of, limits_of
+from model.limits import card_of, kv_budget, limits_of
 from model.randomness import sampler_of
 from model.request import FinishReason, Request, RequestError, Result, SamplingParams, StepOutput
 from model.runner import Row, RowOutcome, Runner
@@ -42,13 +43,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EngineStats:
-    """running, waiting: sequences; batch_size: rows of the last round; kv_tokens_*: in tokens, not bytes."""
+    """running, waiting: sequences; batch_size: rows of the last round.
+
+    kv_bytes_used: what the running sequences take at their longest; kv_bytes_allocated: what the cache
+    holds for them; kv_bytes_capacity: kv_cache_bytes, or what max_batch of the longest sequences would take.
+    free_slots: how many more would run now, 0 while the first in line waits for memory.
+    """
 
     running: int
     waiting: int
     batch_size: int
-    kv_tokens_used: int
-    kv_tokens_capacity: int
+    kv_bytes_used: int
+    kv_bytes_allocated: int
+    kv_bytes_capacity: int
     free_slots: int
 
 
@@ -68,13 +75,14 @@ class Engine:
         twig_config = twig.config if twig else None
         limits = limits_of(adapter, twig_config, config)
         self.card: ModelCard = card_of(adapter, twig_config, config, limits)
-        self._admission = Admission(adapter, twig_config, len(adapter.layers), limits)
+        self._memory = kv_budget(adapter, twig_config, config, limits, dtype.itemsize)
+        self._admission = Admission(adapter, twig_config, len(adapter.layers), limits, self._memory)
         self._adapter, self._limits, self._clock = adapter, limits, clock
         self._scheduler = Scheduler(config.max_batch)
         self._runner = Runner(
             adapter,
             twig,
-            slots=config.max_batch,
+            slots=self._memory.held.rows,
             max_model_len=limits.max_model_len,
             draft_tokens=limits.draft_tokens,
             draft_threshold=limits.draft_threshold,
@@ -167,9 +175,10 @@ class Engine:
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
             batch_size=self._batch_size,
-            kv_tokens_used=self._runner.cache.tokens_used(),
-            kv_tokens_capacity=scheduler.slots * self._limits.max_model_len,
-            free_slots=scheduler.free_slots,
+            kv_bytes_used=self._memory.reserved_bytes(g.prompt.kv for g in scheduler.running),
+            kv_bytes_allocated=self._runner.cache.allocated_bytes(),
+            kv_bytes_capacity=self._memory.capacity_bytes,
+            free_slots=0 if scheduler.waiting else scheduler.free_slots,
         )
 
     def check_integrity(self) -> None:
@@ -202,13 +211,27 @@ class Engine:
             self._leave(slot, "abort")
 
     def _let_in(self) -> None:
-        while (generation := self._scheduler.next_waiting()) is not None:
+        while self._make_room() and (generation := self._scheduler.next_waiting()) is not None:
             generation.times.admitted = self._clock()
             if generation.finish_reason is None and self._prefill(generation):
                 self._scheduler.join(generation)
             else:
                 self._scheduler.forget(generation)
                 self._end(generation)
+
+    def _make_room(self) -> bool:
+        """False where the first in line has to wait for memory."""
+        scheduler, memory = self._scheduler, self._memory
+        waiting = [g.prompt.kv for g in islice(scheduler.waiting, scheduler.slots)]
+        if not waiting or not scheduler.free_slots:
+            return True
+        slabs = memory.plan([g.prompt.kv for g in scheduler.running], waiting)
+        if slabs is None:
+            return False
+        if slabs != memory.held:
+            self._runner.cache.hold(slabs)
+            memory.held = slabs
+        return True
 
     def _prefill(self, generation: Generation) -> bool:
         """Vision and prompt; False if that failed."""

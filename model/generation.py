@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from model.detokenize import Detokenizer
+from model.memory import NOTHING, ByGroup
 from model.randomness import Draw, Sampler
 from model.request import FinishReason, Result, StepOutput
 from model.speculative import draft_budget, until_eos
@@ -22,6 +23,7 @@ class Prompt:
     """A checked prompt: expanded ids, the visual positions in them, and the pruning budget.
 
     kept_tokens: R' (M where pruning is off). retained_average: what R' makes of R-bar, over all layers.
+    kv: the tokens of the whole sequence in each cache group, when it is longest.
     pictures: pixel values [n, 3, H, W] or raw pictures that the adapter still has to prepare.
     """
 
@@ -31,6 +33,7 @@ class Prompt:
     pruned: bool
     retained_average: float
     speculate: bool
+    kv: ByGroup = NOTHING
     resume_token_ids: tuple[int, ...] = ()
     pixel_values: Any = None
     images: tuple[Any, ...] = ()

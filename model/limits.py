@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from model.card import ModelCard
 from model.config import EngineConfig, TwigConfig
+from model.memory import KvBudget, KvShape, kv_tokens
 from model.pruning import kept_budget, legal_range, legal_tiers, quality_tiers
 
 if TYPE_CHECKING:
@@ -47,6 +48,28 @@ def limits_of(adapter: Adapter, twig: TwigConfig | None, config: EngineConfig) -
         draft_threshold=threshold,
         default_retained=retained,
     )
+
+
+def kv_budget(
+    adapter: Adapter, twig: TwigConfig | None, config: EngineConfig, limits: Limits, element_bytes: int
+) -> KvBudget:
+    """Raises where no request with a picture would ever fit."""
+    place = (twig.fork_layer, twig.twig_layers, twig.drop_layer) if twig else None
+    shape = KvShape.of(
+        len(adapter.layers), place, adapter.shape.kv_heads, adapter.shape.head_dim, element_bytes
+    )
+    budget = KvBudget(shape, config.kv_cache_bytes, config.max_batch, limits.max_model_len)
+    images = adapter.image_tokens
+    kept = images
+    if twig is not None:
+        kept = kept_budget(
+            limits.default_retained, len(adapter.layers), images, twig.fork_layer, twig.drop_layer
+        )
+    picture = kv_tokens(1, images, kept, max_tokens=1)
+    if not budget.fits_alone(picture):
+        least = budget.least_bytes(picture)
+        raise ValueError(f"kv_cache_bytes {config.kv_cache_bytes} is too little: a picture takes {least}")
+    return budget
 
 
 def card_of(adapter: Adapter, twig: TwigConfig | None, config: EngineConfig, limits: Limits) -> ModelCard:

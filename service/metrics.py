@@ -110,7 +110,9 @@ class WorkerMetrics(_Metrics):
         self._layers = layers
         self._running = self._gauge("num_requests_running", "Sequences in the batch.")
         self._waiting = self._gauge("num_requests_waiting", "Claimed, not yet in the batch.")
-        self._kv_usage = self._gauge("kv_cache_usage_ratio", "Used share of the KV cache.")
+        self._kv_usage = self._gauge(
+            "kv_cache_usage_ratio", "Share of the KV cache that running requests take at their longest."
+        )
         self.last_round = self._gauge(
             "worker_last_round_timestamp_seconds", "When the main loop last turned."
         )

@@ -77,6 +77,7 @@ class WorkerSettings(_Settings):
     """vlm: a checkpoint directory or `embedded`. drain_s: how long running jobs may finish after SIGTERM.
 
     dtype auto is bfloat16 where the device multiplies it natively, else float32.
+    kv_cache_bytes: the most the KV cache may hold; None is what max_batch requests need at the most.
 
     poll_s bounds how late an idle worker sees an expired lease; new jobs wake it at once.
     stall_s: an engine whose round takes longer counts as dead: its leases are let go, `check worker` fails.
@@ -91,6 +92,7 @@ class WorkerSettings(_Settings):
     dtype: str = "auto"
     threads: int | None = Field(None, ge=1)
     max_batch: int = Field(8, ge=1)
+    kv_cache_bytes: int | None = Field(None, ge=1)
     fork_layer: int | None = None
     drop_layer: int | None = None
     redis: RedisSettings = Field(default_factory=RedisSettings)

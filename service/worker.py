@@ -42,9 +42,9 @@ class VlmStats(Protocol):
     @property
     def batch_size(self) -> int: ...
     @property
-    def kv_tokens_used(self) -> int: ...
+    def kv_bytes_used(self) -> int: ...
     @property
-    def kv_tokens_capacity(self) -> int: ...
+    def kv_bytes_capacity(self) -> int: ...
 
 
 class VlmEngine(Protocol):
@@ -68,7 +68,9 @@ def load_engine(settings: WorkerSettings) -> TwigEngine:
         settings.twig,
         device=settings.device,
         dtype=settings.dtype,
-        config=EngineConfig(max_batch=settings.max_batch, threads=settings.threads),
+        config=EngineConfig(
+            max_batch=settings.max_batch, kv_cache_bytes=settings.kv_cache_bytes, threads=settings.threads
+        ),
         fork_layer=settings.fork_layer,
         drop_layer=settings.drop_layer,
     )
@@ -109,7 +111,7 @@ class Engine:
 
     def load(self) -> EngineLoad:
         stats = self._engine.stats()
-        usage = stats.kv_tokens_used / max(1, stats.kv_tokens_capacity)
+        usage = stats.kv_bytes_used / max(1, stats.kv_bytes_capacity)
         return EngineLoad(stats.running, stats.waiting, stats.batch_size, usage)
 
     def _progress(self, output: StepOutput, batch_size: int) -> Progress:

@@ -137,7 +137,8 @@ class Worker:
 
     def _claim(self) -> int:
         free = self._settings.max_batch - len(self._jobs) - len(self._waiting)
-        if free <= 0 or self._runs_one_alone():
+        # What the engine has no memory for yet waits in the queue instead, where any worker can take it.
+        if free <= 0 or self._engine.load().waiting or self._runs_one_alone():
             return 0
         batch = self._broker.claim(free)
         self._metrics.claimed(batch)

@@ -20,6 +20,9 @@ Dtype = Annotated[str | None, typer.Option(help="auto (the default), bfloat16, f
 Device = Annotated[str | None, typer.Option(help="cpu (the default) or cuda.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of torch.")]
 MaxBatch = Annotated[int | None, typer.Option(min=1, help="Requests decoded together.")]
+KvCacheBytes = Annotated[
+    int | None, typer.Option(min=1, help="The most the KV cache may hold; requests wait for room in it.")
+]
 ForkLayer = Annotated[int | None, typer.Option(help="K, for a twig without twig_config.json.")]
 DropLayer = Annotated[int | None, typer.Option(help="F, for a twig without twig_config.json.")]
 

@@ -12,6 +12,7 @@ from service.cli.options import (
     DropLayer,
     Dtype,
     ForkLayer,
+    KvCacheBytes,
     MaxBatch,
     RedisUrl,
     Threads,
@@ -36,6 +37,7 @@ def serve(
     dtype: Dtype = None,
     threads: Threads = None,
     max_batch: MaxBatch = None,
+    kv_cache_bytes: KvCacheBytes = None,
 ) -> None:
     """The whole service on this machine: Redis (if none is given), workers, gateway."""
     from service.launcher import Launcher, ServePlan
@@ -47,6 +49,7 @@ def serve(
         if redis_args is None and explicit_redis_url():
             redis_args = ()
         chosen = {"model": vlm, "twig": twig, "dtype": dtype, "threads": threads, "max-batch": max_batch}
+        chosen["kv-cache-bytes"] = kv_cache_bytes
         ourselves = (sys.executable, "-m", "service.cli")
         plan = ServePlan(
             gateway_command=(*ourselves, "gateway"),
@@ -97,6 +100,7 @@ def worker(
     dtype: Dtype = None,
     threads: Threads = None,
     max_batch: MaxBatch = None,
+    kv_cache_bytes: KvCacheBytes = None,
     fork_layer: ForkLayer = None,
     drop_layer: DropLayer = None,
     metrics_port: Annotated[int | None, typer.Option(help="Port of this worker's own /metrics.")] = None,
@@ -110,6 +114,7 @@ def worker(
             dtype=dtype,
             threads=threads,
             max_batch=max_batch,
+            kv_cache_bytes=kv_cache_bytes,
             fork_layer=fork_layer,
             drop_layer=drop_layer,
             metrics_port=metrics_port,

@@ -94,13 +94,13 @@ def test_a_batch_never_exceeds_its_limit_and_reports_itself(tame: World) -> None
         assert stats.running + stats.waiting <= 8
         assert stats.running <= 3
         assert stats.free_slots <= 3
-        assert 0 <= stats.kv_tokens_used <= stats.kv_tokens_capacity
+        assert 0 <= stats.kv_bytes_used <= stats.kv_bytes_capacity
 
     drive(engine, mixed(tame), before_round=look)
     assert max(stats.batch_size for stats in seen) == 3
     assert seen[0].waiting == 8
     last = engine.stats()
-    assert (last.running, last.waiting, last.kv_tokens_used) == (0, 0, 0)
+    assert (last.running, last.waiting, last.kv_bytes_used) == (0, 0, 0)
 
 
 def test_first_come_first_served(tame: World) -> None:

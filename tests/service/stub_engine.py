@@ -44,8 +44,8 @@ class StubStats:
     running: int
     waiting: int
     batch_size: int
-    kv_tokens_used: int
-    kv_tokens_capacity: int = 1000
+    kv_bytes_used: int
+    kv_bytes_capacity: int = 1000
 
 
 @dataclass
