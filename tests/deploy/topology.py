@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ def nginx_command(config: Path) -> list[str]:
 def prometheus_config(folder: Path, ports: dict[str, int]) -> Path:
     config = yaml.safe_load((DOCKER / "prometheus.yml").read_text())
     config["global"] = dict.fromkeys(config["global"], "200ms")
-    config["rule_files"] = []
+    config["rule_files"] = [str(ROOT / "k8s/alerts/rules.yml")]
     for job in config["scrape_configs"]:
         names = [name for one in job.pop("dns_sd_configs") for name in one["names"] if name in ports]
         job["static_configs"] = [{"targets": [f"127.0.0.1:{ports[name]}" for name in names]}]
@@ -83,9 +83,12 @@ def prometheus_config(folder: Path, ports: dict[str, int]) -> Path:
 class Topology:
     """As a context manager: everything up and ready. `url` is the load balancer's."""
 
-    def __init__(self, folder: Path, redis: RedisSettings) -> None:
+    def __init__(
+        self, folder: Path, redis: RedisSettings, gateway_variables: Mapping[str, str] | None = None
+    ) -> None:
         self._folder = folder
         self._redis = redis
+        self._gateway_variables = gateway_variables or {}
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self.ports = {name: free_port() for name in (*GATEWAYS, *WORKERS, "nginx", "prometheus")}
         self.url = f"http://127.0.0.1:{self.ports['nginx']}"
@@ -115,11 +118,13 @@ class Topology:
     def start(self, name: str) -> None:
         """A gateway or worker, with the variables that compose.yaml gives it."""
         port = str(self.ports[name])
+        variables = SERVICES[name]["environment"] | self._queue()
         if name in GATEWAYS:
             command = ["-m", "service.cli", "gateway", "--port", port]
+            variables |= self._gateway_variables
         else:
             command = ["-m", "tests.service.stub_worker", "--step-s=0.02", "--metrics-port", port]
-        self._spawn(name, [sys.executable, *command], SERVICES[name]["environment"] | self._queue())
+        self._spawn(name, [sys.executable, *command], variables)
 
     def kill(self, name: str) -> None:
         self._running[name].kill()
