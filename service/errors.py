@@ -19,6 +19,7 @@
     ├─ JobFailed                    500  server_error, the engine or the worker failed
     ├─ Unavailable                  503  server_error, Retry-After
     │  ├─ NoWorker                  503
+    │  ├─ Stopping                  503  this gateway leaves; the job goes on
     │  └─ QueueDown                 503
     └─ DeadlineExceeded             504  server_error
 
@@ -143,6 +144,10 @@ class Unavailable(ApiError):
 
 class NoWorker(Unavailable):
     code = "no_worker"
+
+
+class Stopping(Unavailable):
+    code = "gateway_stopping"
 
 
 class QueueDown(Unavailable):

@@ -76,10 +76,10 @@ async def _answer(
     if idempotency is None:
         held.push_async_callback(gateway.leave, job, answer)
     if asked.submission.fields.stream:
-        source = told(gateway, job, answer, words, metrics=gateway.metrics)
+        source = told(gateway, job, answer, words, metrics=gateway.metrics, left_s=accepted.left_s)
         beating = with_heartbeat(source, gateway.settings.sse_heartbeat_s)
         return EventStream(beating, held.pop_all().aclose, headers)
-    description = await unless_gone(request.receive, _whole(gateway, job, answer))
+    description = await unless_gone(request.receive, _whole(gateway, accepted, answer))
     if description is None:
         raise ClientGone("The client went away.")
     return JSONResponse(words.whole(description), headers=headers)
@@ -129,8 +129,9 @@ async def _read(request: Request, read: Callable[[Request], Awaitable[Asked]], t
         raise BodyTimeout(f"The body did not arrive within {timeout_s:g} s.") from late
 
 
-async def _whole(gateway: Gateway, job: Job, answer: Answer) -> Description | None:
-    async with contextlib.aclosing(gateway.follow(job, answer)) as events:
+async def _whole(gateway: Gateway, accepted: Accepted, answer: Answer) -> Description | None:
+    following = gateway.follow(accepted.job, answer, left_s=accepted.left_s)
+    async with contextlib.aclosing(following) as events:
         async for event in events:
             if event.type == "done":
                 return _finish(gateway.metrics, answer, event)
@@ -145,10 +146,14 @@ async def told(
     *,
     after: str | None = None,
     metrics: GatewayMetrics | None = None,
+    left_s: float | None = None,
 ) -> AsyncGenerator[bytes, None]:
-    """The job's events as server-sent events. metrics: None where this is not the answer that counts."""
+    """The job's events as server-sent events. metrics: None where this is not the answer that counts.
+
+    left_s: as in `Gateway.follow`.
+    """
     try:
-        async with contextlib.aclosing(gateway.follow(job, answer, after)) as events:
+        async with contextlib.aclosing(gateway.follow(job, answer, after, left_s)) as events:
             async for event in events:
                 if event.type == "token":
                     yield words.token(event)

@@ -16,8 +16,16 @@ from dataclasses import dataclass
 
 from service.admission import Admission
 from service.answers import Answer, job_error
-from service.broker.base import BrokerError, GatewayBroker, Idempotency, JobNotFound
-from service.errors import DeadlineExceeded, IdempotencyConflict, NotFound, NoWorker, QueueDown, Unavailable
+from service.broker.base import BrokerError, Diverged, GatewayBroker, Idempotency, JobNotFound, Unreadable
+from service.errors import (
+    DeadlineExceeded,
+    IdempotencyConflict,
+    NotFound,
+    NoWorker,
+    QueueDown,
+    Stopping,
+    Unavailable,
+)
 from service.images import ImageLimits, ImagePreparer, PreparedImage
 from service.intake import Submission
 from service.metrics import GatewayMetrics
@@ -33,10 +41,11 @@ DEADLINE_GRACE_S = 2.0
 
 @dataclass(frozen=True)
 class Accepted:
-    """replayed: an earlier request with the same idempotency key made the job."""
+    """replayed: an earlier request with the same idempotency key made the job. left_s: as in `follow`."""
 
     job: Job
     replayed: bool = False
+    left_s: float | None = None
 
 
 class Gateway:
@@ -46,10 +55,20 @@ class Gateway:
         self.metrics = metrics
         self.admission = Admission(settings.max_queued_jobs, settings.max_tokens_default)
         limits = ImageLimits(settings.max_image_bytes, settings.max_pixels)
+        self._draining = self._released = False
         self._images = ImagePreparer(limits, settings.decode_threads)
         self._text_limits = TextLimits(
             settings.max_prompt_chars, settings.max_tokens_default, settings.max_tokens_limit
         )
+
+    def drain(self) -> None:
+        """From now on not ready; what runs may end."""
+        self._draining = True
+
+    def release(self) -> None:
+        """What still waits here gets `Stopping`; its jobs go on and can be read from another gateway."""
+        self._released = True
+        self.broker.release()
 
     async def look(self) -> tuple[QueueStats, list[WorkerInfo]]:
         """The queue, and the workers that take new jobs."""
@@ -59,6 +78,8 @@ class Gateway:
 
     async def ready(self) -> tuple[QueueStats, list[WorkerInfo]]:
         """As `look`, with at least one worker, else 503."""
+        if self._draining:
+            raise Stopping("This gateway is stopping.", retry_after_s=RETRY_AFTER_S)
         queue, workers = await self.look()
         if not workers:
             raise NoWorker("No worker is ready.", retry_after_s=RETRY_AFTER_S)
@@ -79,7 +100,7 @@ class Gateway:
     ) -> Accepted:
         earlier = await self._earlier(idempotency)
         if earlier is not None:
-            return Accepted(earlier, replayed=True)
+            return Accepted(earlier.job, replayed=True, left_s=earlier.left_s)
         job, pictures = await self._make_job(submission, request_id)
         with queue_errors():
             added = await self.broker.submit(job, {p.sha256: p.rgb for p in pictures}, idempotency)
@@ -88,9 +109,9 @@ class Gateway:
         earlier = await self._earlier(idempotency)
         if earlier is None:
             raise Unavailable("The queue lost this job.", code="job_lost", retry_after_s=RETRY_AFTER_S)
-        return Accepted(earlier, replayed=earlier.id != job.id)
+        return Accepted(earlier.job, replayed=earlier.job.id != job.id, left_s=earlier.left_s)
 
-    async def _earlier(self, idempotency: Idempotency | None) -> Job | None:
+    async def _earlier(self, idempotency: Idempotency | None) -> JobStatus | None:
         """The job that has the key, where it was asked for the same thing."""
         if idempotency is None:
             return None
@@ -101,7 +122,7 @@ class Gateway:
             return None
         if holder.fingerprint != idempotency.fingerprint:
             raise IdempotencyConflict("This Idempotency-Key was used for a different request.")
-        return status.job
+        return status
 
     async def _make_job(self, submission: Submission, request_id: str) -> tuple[Job, list[PreparedImage]]:
         card = await self.open_card(submission.model)
@@ -141,11 +162,23 @@ class Gateway:
         self.metrics.preprocessed(time.monotonic() - began)
         return pictures
 
-    async def follow(self, job: Job, answer: Answer, after: str | None = None) -> AsyncGenerator[Event, None]:
-        """The job's events (behind the one named) up to `done`; an ApiError where it ends otherwise."""
+    async def follow(
+        self, job: Job, answer: Answer, after: str | None = None, left_s: float | None = None
+    ) -> AsyncGenerator[Event, None]:
+        """The job's events (behind the one named) up to `done`; an ApiError where it ends otherwise.
+
+        left_s: to its deadline, by the queue's clock; None where the job is this gateway's own, of now.
+        """
+        if self._released:
+            raise _stopping(job)
+        if left_s is None and job.deadline_at is not None:
+            left_s = job.deadline_at - time.time()
+        # What a job said before its deadline can be read after it.
+        patience_s = max(self.settings.request_timeout_s if left_s is None else left_s, 0) + DEADLINE_GRACE_S
         async with contextlib.aclosing(self.broker.events(job.id, after)) as events:
+            patience_until = asyncio.get_running_loop().time() + patience_s
             while not answer.ended:
-                event = await self._next(events, job)
+                event = await self._next(events, job, patience_until)
                 answer.see(event)
                 if event.type == "error":
                     raise job_error(event)
@@ -153,23 +186,27 @@ class Gateway:
 
     async def leave(self, job: Job, answer: Answer) -> None:
         """Nobody waits for the answer any more: a job that has not ended is cancelled."""
-        if answer.ended:
+        if answer.ended or self._released:
             return
         with contextlib.suppress(BrokerError):
             await self.broker.cancel(job.id)
 
-    async def _next(self, events: AsyncIterator[Event], job: Job) -> Event:
-        deadline_at = job.deadline_at or job.created_at + self.settings.request_timeout_s
-        # What a job said before its deadline can be read after it.
-        patience_s = max(deadline_at - time.time(), 0) + DEADLINE_GRACE_S
+    async def _next(self, events: AsyncIterator[Event], job: Job, until: float) -> Event:
         try:
             # Not wait_for: before Python 3.12 it loses a cancellation that meets an event.
             with queue_errors():
-                async with asyncio.timeout(patience_s):
+                async with asyncio.timeout_at(until):
                     return await anext(events)
         except TimeoutError as late:
-            waited_s = deadline_at - job.created_at
-            raise DeadlineExceeded(f"No answer within {waited_s:g} s; the request was cancelled.") from late
+            raise DeadlineExceeded("No answer before the deadline; the request was cancelled.") from late
+        except QueueDown as down:
+            raise _stopping(job) if self._released else down from down
+
+
+def _stopping(job: Job) -> Stopping:
+    return Stopping(
+        f"This gateway is stopping; the answer goes on at /v1/jobs/{job.id}.", retry_after_s=RETRY_AFTER_S
+    )
 
 
 @contextlib.contextmanager
@@ -179,5 +216,11 @@ def queue_errors() -> Iterator[None]:
         yield
     except (JobNotFound, StopAsyncIteration) as lost:
         raise Unavailable("The queue lost this job.", code="job_lost", retry_after_s=RETRY_AFTER_S) from lost
+    except (Diverged, Unreadable) as broken:
+        code = "events_lost" if isinstance(broken, Diverged) else "newer_version"
+        message = (
+            "The queue lost a part of this answer." if code == "events_lost" else "A newer version is needed."
+        )
+        raise Unavailable(message, code=code, retry_after_s=RETRY_AFTER_S) from broken
     except BrokerError as down:
         raise QueueDown("The queue is not reachable.", retry_after_s=RETRY_AFTER_S) from down

@@ -83,7 +83,8 @@ class JobParams(Message):
 class Job(VersionedMessage):
     """One accepted request. Immutable: which attempt runs it is the broker's knowledge, see `Lease`.
 
-    created_at, deadline_at: unix seconds. request_id: the HTTP request's, for logs only. model: whose card
+    created_at, deadline_at: unix seconds by the gateway's clock; only their difference means something to
+    others. request_id: the HTTP request's, for logs only. model: whose card
     it was checked against.
     """
 
@@ -104,6 +105,7 @@ class Event(VersionedMessage):
     """`seq` counts 1, 2, 3, ... over the whole job, across attempts, without a gap.
 
     `attempt` never falls, so `<attempt>-<seq>` is ordered: it is the SSE id and the Redis stream id.
+    run: the random name of the claim that wrote it; two of one attempt mean that the queue lost data.
     data: the JSON of `StartedData`, `TokenData`, `DoneData` or `ErrorData`, by type.
     """
 
@@ -111,6 +113,7 @@ class Event(VersionedMessage):
     attempt: int
     type: EventType
     data: dict[str, Any] = Field(default_factory=dict)
+    run: str = ""
 
     @property
     def id(self) -> str:
@@ -239,7 +242,7 @@ class WorkerInfo(VersionedMessage):
 
 @dataclass(frozen=True)
 class JobStatus:
-    """`terminal` is set exactly when `state` is done or error."""
+    """`terminal` is set exactly when `state` is done or error. left_s: to the deadline, by Redis's clock."""
 
     job: Job
     state: JobState
@@ -247,6 +250,7 @@ class JobStatus:
     last_seq: int
     cancel_requested: bool
     terminal: Event | None
+    left_s: float | None = None
 
 
 @dataclass(frozen=True)

@@ -55,12 +55,15 @@ class EngineLoad:
 
 @dataclass
 class RunningJob:
-    """claimed_at: unix seconds. last_tokens_at: on the worker's monotonic clock, None before the first."""
+    """last_tokens_at: on the worker's monotonic clock, None before the first.
+
+    history: every event of this attempt, should the server lose some.
+    """
 
     claim: Claim
     worker_id: str
-    claimed_at: float
     outbox: list[Event] = field(default_factory=list)
+    history: list[Event] = field(default_factory=list)
     last_tokens_at: float | None = None
     ended: bool = False
 
@@ -83,7 +86,7 @@ class RunningJob:
 
     @property
     def queue_s(self) -> float:
-        return max(0.0, self.claimed_at - self.claim.job.created_at)
+        return self.claim.waited_s
 
     @property
     def log_fields(self) -> dict[str, Any]:
@@ -91,8 +94,12 @@ class RunningJob:
         return {"job_id": job.id, "request_id": job.request_id, "attempt": self.lease.attempt}
 
     def expired(self, now: float) -> bool:
-        deadline = self.claim.job.deadline_at
-        return deadline is not None and now >= deadline
+        """now: on the worker's monotonic clock."""
+        return self.claim.expires_at is not None and now >= self.claim.expires_at
+
+    def rewind(self, have: int) -> None:
+        """The broker has lost this attempt's events behind `have`: they are unsent again."""
+        self.outbox = [event for event in self.history if event.seq > have]
 
     def tokens(
         self, text: str, token_ids: Sequence[int], drafted: Sequence[bool], pieces: Sequence[str] = ()
@@ -112,4 +119,7 @@ class RunningJob:
         self._seq += 1
         self.ended = kind in ("done", "error")
         body = data.model_dump(mode="json")
-        self.outbox.append(Event(seq=self._seq, attempt=self.lease.attempt, type=kind, data=body))
+        lease = self.lease
+        event = Event(seq=self._seq, attempt=lease.attempt, type=kind, data=body, run=lease.run)
+        self.outbox.append(event)
+        self.history.append(event)

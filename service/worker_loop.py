@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Protocol
 
-from service.broker.base import BrokerError, BrokerUnavailable, Claim, Fenced, WorkerBroker
+from service.broker.base import Behind, BrokerError, BrokerUnavailable, Claim, Fenced, WorkerBroker
 from service.lease_keeper import LeaseKeeper, Pace
 from service.metrics import WorkerMetrics
 from service.protocol import CANCELLED, EXPIRED, DoneData, ErrorData, ModelCard, WorkerInfo
@@ -162,7 +162,7 @@ class Worker:
         images = self._broker.blobs([image.sha256 for image in claim.job.images])
         for older in [other for other in self._jobs.values() if other.lease.job_id == claim.job.id]:
             self._forget(older, "fenced")
-        job = RunningJob(claim, self._id, time.time())
+        job = RunningJob(claim, self._id)
         self._jobs[job.engine_id] = job
         try:
             self._engine.begin(job, images)
@@ -218,11 +218,14 @@ class Worker:
                     job.outbox.clear()
             except Fenced:
                 self._forget(job, "fenced")
+            except Behind as behind:
+                log.warning("events sent again", extra=job.log_fields | {"behind": behind.have})
+                job.rewind(behind.have)
 
     def _drop_lost(self) -> None:
         fenced, cancelled = self._keeper.take_news()
         self._waiting = [claim for claim in self._waiting if claim.lease not in fenced]
-        now = time.time()
+        now = time.monotonic()
         for job in list(self._jobs.values()):
             if job.lease in fenced:
                 self._forget(job, "fenced")

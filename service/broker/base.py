@@ -20,7 +20,10 @@ class BrokerError(Exception):
     BrokerError
     ├── BrokerUnavailable   connection lost, refused, read-only, loading: try again later
     ├── JobNotFound         never submitted, or expired since its end
-    └── Fenced              the lease passed to someone else, or the job has ended: write nothing more
+    ├── Unreadable          written by a newer version of the service
+    ├── Diverged            events were lost or written again otherwise: what follows would not fit
+    ├── Fenced              the lease passed to someone else, or the job has ended: write nothing more
+    └── Behind              the server lost the newest events: send them again
     """
 
 
@@ -34,6 +37,22 @@ class JobNotFound(BrokerError):  # noqa: N818 - a state, named as the log reads 
 
 class Fenced(BrokerError):  # noqa: N818 - a state, named as the log reads it
     pass
+
+
+class Unreadable(BrokerError):  # noqa: N818 - a state, named as the log reads it
+    pass
+
+
+class Diverged(BrokerError):  # noqa: N818 - a state, named as the log reads it
+    pass
+
+
+class Behind(BrokerError):  # noqa: N818 - a state, named as the log reads it
+    """have: seq of the newest event that the server has."""
+
+    def __init__(self, job_id: str, have: int) -> None:
+        super().__init__(f"{job_id} has no event after {have}")
+        self.have = have
 
 
 @dataclass(frozen=True)
@@ -57,6 +76,9 @@ class GatewayBroker(Protocol):
     async def close(self) -> None:
         """Ends every open `events` iterator with BrokerUnavailable."""
 
+    def release(self) -> None:
+        """Ends every open `events` iterator as `close` does; the rest works on."""
+
     async def ping(self) -> None:
         """Raises BrokerUnavailable within the connect timeout."""
 
@@ -65,7 +87,8 @@ class GatewayBroker(Protocol):
     ) -> bool:
         """Queues the job with its images (sha256 -> bytes) and takes the idempotency key, in one write.
 
-        False: this id is known, or another job has the key; nothing changed.
+        False: this id is known, or another job has the key; nothing changed. Until the job has ended, this
+        side puts it back, as far as it had come, into a server that lost it.
         """
 
     async def keyed_job(self, key: str) -> KeyedJob | None:
@@ -74,7 +97,8 @@ class GatewayBroker(Protocol):
     def events(self, job_id: str, after: str | None = None) -> AsyncGenerator[Event, None]:
         """The job's events behind `after` (an event id; None: from the first), up to the terminal one.
 
-        A lost connection is a pause, not an error. Raises JobNotFound, also when the server lost the job.
+        A lost connection is a pause, not an error. Raises JobNotFound, also when the server lost a job that
+        no gateway puts back; Diverged rather than a repeated or a missing event.
         Close it (`aclose`, `contextlib.aclosing`) when leaving early.
         """
 
@@ -92,11 +116,14 @@ class GatewayBroker(Protocol):
 
 @dataclass(frozen=True)
 class Lease:
-    """The right to write a job's events. `attempt` is the fencing token: it grows with every claim."""
+    """The right to write a job's events. `attempt` grows with every claim; with `run`, the claim's random
+    name, it is the fencing token: a server that lost a claim would give the number alone a second time.
+    """
 
     job_id: str
     attempt: int
     entry_id: str
+    run: str
 
 
 @dataclass(frozen=True)
@@ -104,7 +131,8 @@ class Claim:
     """A job to run. Events continue at last_seq + 1; the tokens in resume_token_ids are delivered already.
 
     last_chance: every delivery but this one has failed; run it alone, so that if it is what kills its
-    workers, it takes no innocent job with it.
+    workers, it takes no innocent job with it. expires_at: the deadline on this worker's monotonic clock.
+    waited_s: in the queue, by the server's clock.
     """
 
     job: Job
@@ -112,6 +140,8 @@ class Claim:
     last_seq: int
     resume_token_ids: tuple[int, ...]
     last_chance: bool = False
+    expires_at: float | None = None
+    waited_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -126,7 +156,9 @@ class ClaimBatch:
 
 
 class WorkerBroker(Protocol):
-    """Thread-safe. Writes are idempotent by `seq`: after BrokerUnavailable repeat the same call."""
+    """Thread-safe. Writes are idempotent by `seq`: after BrokerUnavailable repeat the same call, after Behind
+    send the events behind `have` again.
+    """
 
     def claim(self, limit: int) -> ClaimBatch:
         """At most `limit` jobs: first those whose lease ran out, then new ones. Does not block."""
@@ -138,10 +170,10 @@ class WorkerBroker(Protocol):
         """The images, None where one has expired."""
 
     def publish(self, lease: Lease, events: Sequence[Event]) -> bool:
-        """Appends events. True: the gateway asked for the job's end. Raises Fenced."""
+        """Appends events. True: the gateway asked for the job's end. Raises Fenced, Behind."""
 
     def finish(self, lease: Lease, events: Sequence[Event]) -> None:
-        """Appends events, the last one terminal, and ends the job, in one atomic write. Raises Fenced."""
+        """Appends events, the last one terminal, and ends the job, in one write. Raises Fenced, Behind."""
 
     def renew(self, leases: Sequence[Lease]) -> tuple[list[Lease], list[Lease]]:
         """Prolongs the leases we still own; returns (fenced, cancel requested)."""

@@ -1,10 +1,11 @@
 -- ARGV[6]: job id. A waiting job ends here; a running one gets the flag. Returns 0 where there is nothing to end.
 local id = ARGV[6]
-local job = redis.call('HMGET', job_key(id), 'state', 'attempt', 'seq', 'entry')
+local job = redis.call('HMGET', job_key(id), 'state', 'attempt', 'seq', 'entry', 'deadline')
 if job[1] == 'queued' then
   fail(id, job[4], job[2], tonumber(job[3]), 'cancelled', 'cancelled_error', 'The request was cancelled.')
   return 1
 end
 if job[1] ~= 'running' then return 0 end
+keep_job(id, job[5]) -- first: a full server takes the rest after a write that needs no memory
 redis.call('HSET', job_key(id), 'cancel', '1')
 return 1

@@ -1,6 +1,8 @@
--- ARGV[6..9]: how many, lease ms, delivery limit, XAUTOCLAIM cursor.
--- Returns {cursor, {id, job JSON, attempt, entry, seq, failed deliveries}..., redelivered, cancelled, expired, poisoned}.
+-- ARGV[6..10]: how many, lease ms, delivery limit, XAUTOCLAIM cursor, the claim's random name.
+-- Returns {cursor, {id, job JSON, attempt, entry, seq, failed deliveries, ms left ('' for no deadline), ms waited,
+-- stream entries of its earlier events}..., -- redelivered, cancelled, expired, poisoned}.
 local limit, lease_ms, max_deliveries, cursor = tonumber(ARGV[6]), ARGV[7], tonumber(ARGV[8]), ARGV[9]
+local run = ARGV[10]
 local MAX_SCANS = 32 -- a scan looks at ten pending entries a wanted job; the cursor goes on next time
 
 local function autoclaim(count)
@@ -30,8 +32,7 @@ local function read_new(found)
   for _, entry in ipairs(reply[1][2]) do found[#found + 1] = entry end
 end
 
-local clock = redis.call('TIME')
-local now_ms = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local now = now_ms()
 local claims, count = {}, {redelivered = 0, cancelled = 0, expired = 0, poisoned = 0}
 
 local function admit(entry, id)
@@ -42,7 +43,7 @@ local function admit(entry, id)
     count.cancelled = count.cancelled + 1
     return fail(id, entry, attempt, seq, 'cancelled', 'cancelled_error', 'The request was cancelled.')
   end
-  if job[7] ~= '' and tonumber(job[7]) <= now_ms then
+  if job[7] ~= '' and tonumber(job[7]) <= now then
     count.expired = count.expired + 1
     return fail(id, entry, attempt, seq, 'deadline_exceeded', 'timeout_error', 'The deadline passed in the queue.')
   end
@@ -54,9 +55,12 @@ local function admit(entry, id)
                 'The request failed on every worker that tried it.')
   end
   if attempt > 0 then count.redelivered = count.redelivered + 1 end
-  redis.call('HSET', job_key(id), 'state', 'running', 'attempt', attempt + 1)
-  redis.call('EXPIRE', job_key(id), JOB_TTL)
-  claims[#claims + 1] = {id, job[1], attempt + 1, entry, seq, failed}
+  redis.call('HSET', job_key(id), 'state', 'running', 'attempt', attempt + 1, 'run', run)
+  keep_job(id, job[7])
+  local left_ms = job[7] ~= '' and tonumber(job[7]) - now or ''
+  local waited_ms = math.max(0, now - tonumber(string.match(entry, '^(%d+)-')))
+  local earlier = seq > 0 and redis.call('XRANGE', events_key(id), '-', '+') or {}
+  claims[#claims + 1] = {id, job[1], attempt + 1, entry, seq, failed, left_ms, waited_ms, earlier}
 end
 
 local found = {}

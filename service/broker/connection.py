@@ -7,6 +7,7 @@ call reaches the new master. Knows nothing of jobs.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
@@ -24,7 +25,7 @@ from service.protocol import Keys
 from service.settings import RedisSettings
 
 # redis-py's ConnectionError also covers loading and failed authentication.
-_NOT_NOW = (
+_AWAY = (
     redis.ConnectionError,
     redis.TimeoutError,
     ReadOnlyError,
@@ -33,6 +34,8 @@ _NOT_NOW = (
     TryAgainError,
     OSError,
 )
+# Errors that redis-py has no class for, or that Redis 6.2 wraps when they come out of a script.
+_NOT_NOW = re.compile(r"(^|-)(NOREPLICAS|MISCONF|READONLY|OOM|MASTERDOWN|LOADING|TRYAGAIN) ")
 _GATEWAY_CONNECTIONS = 64
 
 
@@ -68,8 +71,21 @@ def translated() -> Iterator[None]:
     """Turns "not now" errors into BrokerUnavailable; a script's own error stays a ResponseError."""
     try:
         yield
-    except _NOT_NOW as error:
+    except _AWAY as error:
         raise BrokerUnavailable(f"{type(error).__name__}: {error}") from error
+    except redis.ResponseError as error:
+        if _NOT_NOW.search(str(error)):
+            raise BrokerUnavailable(f"{type(error).__name__}: {error}") from error
+        raise
+
+
+def without_memory(error: Exception) -> bool:
+    return isinstance(error, OutOfMemoryError)
+
+
+def met_a_replica(error: BrokerUnavailable) -> bool:
+    """The master was demoted under an open connection; a new one finds its successor."""
+    return "READONLY" in str(error) or isinstance(error.__cause__, ReadOnlyError)
 
 
 def script_source(name: str) -> str:

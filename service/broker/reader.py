@@ -1,22 +1,22 @@
 """One blocking read for all the jobs a gateway is waiting for, routed to many waiters.
 
 Invariant: each waiter gets every event behind its own cursor exactly once and in order, whatever happens
-to the connection; a waiter whose job has vanished from the server is told (JobNotFound) instead of
-left hanging. A new waiter interrupts the blocked read through the gateway's inbox stream, which, being
-a stream, cannot lose that wake-up. Knows nothing of what events mean.
+to the connection; a gap is an error, never skipped. A new waiter interrupts the blocked read through the
+gateway's inbox stream, which, being a stream, cannot lose that wake-up. Knows nothing of what events
+mean, or of jobs that vanish (`custody`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import redis.asyncio
 
-from service.broker.base import BrokerError, BrokerUnavailable, JobNotFound
+from service.broker.base import BrokerError, BrokerUnavailable, Diverged, Unreadable
 from service.broker.connection import translated
 from service.protocol import Event, Keys
 
@@ -29,20 +29,31 @@ _CANCEL_AGAIN_S = 0.05
 
 
 class Waiter:
-    """cursor: (attempt, seq) of the last event delivered."""
+    """cursor: (attempt, seq) of the last event delivered. Everything behind it comes once and in order, or an
+    error: a queue that lost events must not look like a stream without them.
+    """
 
     def __init__(self, cursor: tuple[int, int]) -> None:
         self.cursor = cursor
+        self.failed = False
+        self._run = ""
         self._inbox: asyncio.Queue[Event | BrokerError] = asyncio.Queue()
 
     def deliver(self, event: Event, read_from: tuple[int, int]) -> None:
         """read_from: where the read that found it began; a waiter further back must not skip ahead."""
-        position = (event.attempt, event.seq)
-        if read_from <= self.cursor < position:
-            self.cursor = position
-            self._inbox.put_nowait(event)
+        attempt, seq = self.cursor
+        if self.failed or not read_from <= self.cursor < (event.attempt, event.seq):
+            return
+        known = event.attempt == attempt and self._run and event.run
+        if event.seq != seq + 1 or (known and event.run != self._run):
+            self.fail(Diverged(f"event {event.id} does not follow {attempt}-{seq}"))
+            return
+        self.cursor = event.attempt, event.seq
+        self._run = event.run
+        self._inbox.put_nowait(event)
 
     def fail(self, error: BrokerError) -> None:
+        self.failed = True
         self._inbox.put_nowait(error)
 
     async def next(self) -> Event:
@@ -53,12 +64,22 @@ class Waiter:
 
 
 class EventReader:
-    def __init__(self, client: redis.asyncio.Redis, keys: Keys, inbox: str, backoff_max_s: float) -> None:
+    """seen: told of each event before its waiters are; where one of them is behind, a second time."""
+
+    def __init__(
+        self,
+        client: redis.asyncio.Redis,
+        keys: Keys,
+        inbox: str,
+        backoff_max_s: float,
+        seen: Callable[[str, Event], None],
+    ) -> None:
         self._client = client
         self._keys = keys
         self._inbox = inbox
         self._inbox_cursor = "0-0"
         self._backoff_max_s = backoff_max_s
+        self._seen = seen
         self._waiters: dict[str, list[Waiter]] = {}
         self._task: asyncio.Task[None] | None = None
         self._wanted = asyncio.Event()
@@ -71,7 +92,7 @@ class EventReader:
         while self._task is not None and not self._task.done():
             self._task.cancel()
             await asyncio.wait({self._task}, timeout=_CANCEL_AGAIN_S)
-        self._fail_all(BrokerUnavailable("the gateway is stopping"))
+        self.release()
 
     @contextmanager
     def waiting(self, job_id: str, cursor: tuple[int, int]) -> Iterator[Waiter]:
@@ -83,6 +104,9 @@ class EventReader:
         finally:
             self._forget(job_id, waiter)
 
+    def awaited(self) -> list[str]:
+        return list(self._waiters)
+
     def _forget(self, job_id: str, waiter: Waiter) -> None:
         rest = [other for other in self._waiters[job_id] if other is not waiter]
         if rest:
@@ -92,19 +116,15 @@ class EventReader:
 
     async def _run(self) -> None:
         backoff_s = _BACKOFF_FIRST_S
-        lost = False
         while True:
             if not self._waiters:
                 self._wanted.clear()
                 await self._wanted.wait()
             try:
-                if lost:
-                    await self._fail_vanished()
-                    lost, backoff_s = False, _BACKOFF_FIRST_S
                 await self._read()
+                backoff_s = _BACKOFF_FIRST_S
             except BrokerUnavailable as error:
                 log.warning("event reader lost the broker", extra={"error": str(error)})
-                lost = True
                 await asyncio.sleep(backoff_s)
                 backoff_s = min(2 * backoff_s, self._backoff_max_s)
             except Exception as error:  # a defect of ours: no waiter may hang on it, the next one may work
@@ -116,7 +136,10 @@ class EventReader:
         streams: dict[Any, Any] = {self._inbox: self._inbox_cursor}
         jobs: dict[bytes, tuple[str, tuple[int, int]]] = {}
         for job_id, waiters in self._waiters.items():
-            cursor = min(waiter.cursor for waiter in waiters)
+            cursors = [waiter.cursor for waiter in waiters if not waiter.failed]
+            if not cursors:
+                continue  # told, and not gone yet
+            cursor = min(cursors)
             key = self._keys.events(job_id)
             streams[key] = f"{cursor[0]}-{cursor[1]}"
             jobs[key.encode()] = job_id, cursor
@@ -131,25 +154,25 @@ class EventReader:
     def _route(
         self, job_id: str, read_from: tuple[int, int], entries: list[tuple[bytes, dict[bytes, bytes]]]
     ) -> None:
+        waiters = self._waiters.get(job_id, ())
         for _, fields in entries:
-            event = Event.decode(fields[b"e"])
-            for waiter in self._waiters.get(job_id, ()):
+            try:
+                event = Event.decode(fields[b"e"])
+            except ValueError as error:  # the other jobs of this read are not to blame
+                log.error("unreadable event", extra={"job_id": job_id, "error": str(error)})
+                self.fail(job_id, Unreadable(f"event of {job_id}: {type(error).__name__}"))
+                return
+            self._seen(job_id, event)
+            for waiter in waiters:
                 waiter.deliver(event, read_from)
 
-    async def _fail_vanished(self) -> None:
-        """After an outage: a server that came back without its data never finishes these jobs."""
-        job_ids = list(self._waiters)
-        with translated():
-            pipe = self._client.pipeline(transaction=False)
-            for job_id in job_ids:
-                pipe.exists(self._keys.job(job_id))
-            present = await pipe.execute()
-        for job_id, exists in zip(job_ids, present, strict=True):
-            if not exists:
-                for waiter in self._waiters.get(job_id, ()):
-                    waiter.fail(JobNotFound(job_id))
+    def release(self) -> None:
+        self._fail_all(BrokerUnavailable("the gateway is stopping"))
+
+    def fail(self, job_id: str, error: BrokerError) -> None:
+        for waiter in self._waiters.get(job_id, ()):
+            waiter.fail(error)
 
     def _fail_all(self, error: BrokerError) -> None:
-        for waiters in self._waiters.values():
-            for waiter in waiters:
-                waiter.fail(error)
+        for job_id in self._waiters:
+            self.fail(job_id, error)

@@ -1,20 +1,28 @@
 """The gateway's side of the queue over Redis: submit, follow, cancel, look. asyncio.
 
-Invariant: what a caller saw accepted is in Redis; nothing of a job lives only in this process.
+Invariant: what a caller saw accepted is in Redis (and in as many replicas as the settings ask for); nothing
+of a job lives only in this process. What Redis loses of it all the same, `custody` puts back.
 Knows nothing of HTTP.
 """
 
 from __future__ import annotations
 
-import math
+import logging
 import uuid
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-from redis.exceptions import ReadOnlyError
-
-from service.broker.base import BrokerUnavailable, Idempotency, JobNotFound, KeyedJob
-from service.broker.connection import async_client, script_header, script_source, translated
+from service.broker.base import BrokerUnavailable, Idempotency, JobNotFound, KeyedJob, Unreadable
+from service.broker.connection import (
+    async_client,
+    met_a_replica,
+    script_header,
+    script_source,
+    translated,
+    without_memory,
+)
+from service.broker.custody import Custody, key_and_fingerprint
 from service.broker.reader import EventReader
 from service.protocol import (
     TERMINAL,
@@ -28,9 +36,10 @@ from service.protocol import (
 )
 from service.settings import RedisSettings
 
-_SCRIPTS = ("submit", "cancel", "stats")
+log = logging.getLogger("twigserve.broker")
+
+_SCRIPTS = ("submit", "cancel", "stats", "survey", "restore")
 _INBOX_TTL_S = 3600
-_BLOB_SLACK_S = 60  # clocks differ between hosts
 
 
 class RedisGatewayBroker:
@@ -41,14 +50,22 @@ class RedisGatewayBroker:
         self._header = script_header(self._keys, settings)
         self._scripts = {name: self._client.register_script(script_source(name)) for name in _SCRIPTS}
         self._inbox = self._keys.inbox(uuid.uuid4().hex)
-        self._reader = EventReader(self._client, self._keys, self._inbox, settings.backoff_max_s)
+        self._custody = Custody(self._run, self._awaited, self._lost, settings.job_ttl_s)
+        self._reader = EventReader(
+            self._client, self._keys, self._inbox, settings.backoff_max_s, self._custody.see
+        )
 
     async def start(self) -> None:
         self._reader.start()
+        self._custody.start()
 
     async def close(self) -> None:
+        await self._custody.stop()
         await self._reader.stop()
         await self._client.aclose()
+
+    def release(self) -> None:
+        self._reader.release()
 
     async def ping(self) -> None:
         with translated():
@@ -58,16 +75,25 @@ class RedisGatewayBroker:
     async def submit(
         self, job: Job, blobs: Mapping[str, bytes], idempotency: Idempotency | None = None
     ) -> bool:
-        # Blobs first: a worker may claim the job in the instant it is queued.
-        if blobs:
-            with translated():
-                pipe = self._client.pipeline(transaction=False)
-                for sha256, raw in blobs.items():
-                    pipe.set(self._keys.blob(sha256), raw, ex=self._blob_ttl_s(job))
-                await pipe.execute()
-        deadline_ms = "" if job.deadline_at is None else int(job.deadline_at * 1000)
-        taken = ("", "") if idempotency is None else (idempotency.key, idempotency.fingerprint)
-        return bool(await self._run("submit", job.id, job.encode(), deadline_ms, *taken))
+        try:
+            added = await self._submit(job, blobs, idempotency)
+        except BrokerUnavailable:
+            # Whether the script ran is not known: the same again changes nothing, or accepts it.
+            try:
+                added = await self._submit(job, blobs, idempotency) or idempotency is None
+            except BrokerUnavailable:
+                if idempotency is None:  # a key lets the client find the job, if there is one
+                    self._custody.disown(job)
+                raise
+        if added:
+            self._custody.hold(job, blobs, idempotency)
+        return added
+
+    async def _submit(self, job: Job, blobs: Mapping[str, bytes], idempotency: Idempotency | None) -> bool:
+        left_ms = "" if job.deadline_at is None else int((job.deadline_at - job.created_at) * 1000)
+        key, fingerprint = key_and_fingerprint(idempotency)
+        images = [part for pair in blobs.items() for part in pair]
+        return bool(await self._run("submit", job.id, job.encode(), left_ms, key, fingerprint, *images))
 
     async def keyed_job(self, key: str) -> KeyedJob | None:
         with translated():
@@ -91,11 +117,18 @@ class RedisGatewayBroker:
 
     async def status(self, job_id: str) -> JobStatus | None:
         with translated():
-            job, state, attempt, seq, cancel, terminal = await self._fields(job_id)
+            pipe = self._client.pipeline(transaction=False)
+            names = ("job", "state", "attempt", "seq", "cancel", "terminal", "deadline")
+            pipe.hmget(self._keys.job(job_id), names)
+            pipe.time()
+            (job, state, attempt, seq, cancel, terminal, deadline), clock = await pipe.execute()
         if state is None:
             return None
-        ended = Event.decode(terminal) if terminal else None
-        return JobStatus(Job.decode(job), state.decode(), int(attempt), int(seq), cancel == b"1", ended)
+        left_s = int(deadline) / 1000 - clock[0] - clock[1] / 1e6 if deadline else None
+        with _readable(job_id):
+            ended = Event.decode(terminal) if terminal else None
+            known = Job.decode(job)
+        return JobStatus(known, state.decode(), int(attempt), int(seq), cancel == b"1", ended, left_s)
 
     async def workers(self) -> list[WorkerInfo]:
         with translated():
@@ -108,41 +141,61 @@ class RedisGatewayBroker:
             if gone:
                 removal: Any = self._client.srem(self._keys.workers, *gone)
                 await removal
-        return [WorkerInfo.decode(raw) for raw in raws if raw is not None]
+        return [info for raw in raws if raw is not None and (info := _worker_info(raw)) is not None]
 
     async def queue_stats(self) -> QueueStats:
         waiting, pending, age_ms, *rest = await self._run("stats")
         return QueueStats(waiting, pending, age_ms / 1000, *rest)
 
-    def _blob_ttl_s(self, job: Job) -> int:
-        """Images are most of the memory: none outlives the time in which its job can still be claimed."""
-        if job.deadline_at is None:
-            return self._settings.job_ttl_s
-        return max(1, math.ceil(job.deadline_at - job.created_at)) + _BLOB_SLACK_S
-
     async def _is_over(self, job_id: str, cursor: tuple[int, int]) -> bool:
-        """Wakes the reader for a new waiter and looks whether there is anything to wait for."""
+        """Wakes the reader for a new waiter and looks whether there is anything to wait for.
+
+        A full server takes no wake; then the waiter joins when the open read ends by itself.
+        """
         with translated():
             pipe = self._client.pipeline(transaction=False)
             pipe.xadd(self._inbox, {"w": "1"}, maxlen=1, approximate=False)
             pipe.expire(self._inbox, _INBOX_TTL_S)
             pipe.hmget(self._keys.job(job_id), ["state", "seq"])
-            state, seq = (await pipe.execute())[-1]
+            wake, _, fields = await pipe.execute(raise_on_error=False)
+            for reply in (wake, fields):
+                if isinstance(reply, Exception) and not without_memory(reply):
+                    raise reply
+        state, seq = fields
+        if state is None and self._custody.holds(job_id):
+            return False
         if state is None:
             raise JobNotFound(job_id)
         return state.decode() in TERMINAL and int(seq) <= cursor[1]
 
-    async def _fields(self, job_id: str) -> Any:
-        fields: Any = self._client.hmget(
-            self._keys.job(job_id), ["job", "state", "attempt", "seq", "cancel", "terminal"]
-        )
-        return await fields
+    def _awaited(self) -> list[str]:
+        return self._reader.awaited()
+
+    def _lost(self, job_id: str) -> None:
+        self._reader.fail(job_id, JobNotFound(job_id))
 
     async def _run(self, name: str, *args: str | bytes | int) -> Any:
         try:
             with translated():
                 return await self._scripts[name](keys=[self._keys.jobs], args=[*self._header, *args])
         except BrokerUnavailable as error:
-            if isinstance(error.__cause__, ReadOnlyError):
+            if met_a_replica(error):
                 await self._client.connection_pool.disconnect()
             raise
+
+
+@contextmanager
+def _readable(job_id: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise Unreadable(f"{job_id}: {type(error).__name__}") from error
+
+
+def _worker_info(raw: bytes) -> WorkerInfo | None:
+    """None: a newer worker whose heartbeat we cannot read; other gateways may work with it."""
+    try:
+        return WorkerInfo.decode(raw)
+    except ValueError as error:
+        log.warning("unreadable heartbeat", extra={"error": type(error).__name__})
+        return None

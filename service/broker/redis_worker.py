@@ -7,17 +7,18 @@ Knows nothing of the engine.
 
 from __future__ import annotations
 
+import time
+import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, cast
 
-from redis.exceptions import ReadOnlyError
-
-from service.broker.base import BrokerUnavailable, Claim, ClaimBatch, Fenced, Lease
-from service.broker.connection import script_header, script_source, sync_client, translated
+from service.broker.base import Behind, BrokerUnavailable, Claim, ClaimBatch, Fenced, Lease
+from service.broker.connection import met_a_replica, script_header, script_source, sync_client, translated
 from service.protocol import ErrorData, Event, Job, Keys, WorkerInfo
 from service.settings import RedisSettings
 
-_SCRIPTS = ("claim", "write", "renew", "release")
+_SCRIPTS = ("claim", "write", "renew", "release", "heartbeat")
 
 
 class RedisWorkerBroker:
@@ -31,9 +32,10 @@ class RedisWorkerBroker:
 
     def claim(self, limit: int) -> ClaimBatch:
         lease_ms = int(self._settings.lease_s * 1000)
-        reply = self._run("claim", limit, lease_ms, self._settings.max_deliveries, self._cursor)
+        run = uuid.uuid4().hex
+        reply = self._run("claim", limit, lease_ms, self._settings.max_deliveries, self._cursor, run)
         self._cursor, rows = reply[0], reply[1]
-        claims = [claim for row in rows if (claim := self._open(row)) is not None]
+        claims = [claim for row in rows if (claim := self._open(row, run)) is not None]
         return ClaimBatch(claims, *reply[2:6])
 
     def wait_for_work(self, timeout_s: float) -> bool:
@@ -59,7 +61,7 @@ class RedisWorkerBroker:
     def renew(self, leases: Sequence[Lease]) -> tuple[list[Lease], list[Lease]]:
         if not leases:
             return [], []
-        flat = [part for lease in leases for part in (lease.job_id, lease.attempt, lease.entry_id)]
+        flat = [part for lease in leases for part in _owner(lease)]
         answers = self._run("renew", *flat)
         fenced = [lease for lease, answer in zip(leases, answers, strict=True) if answer == -1]
         cancelled = [lease for lease, answer in zip(leases, answers, strict=True) if answer == 1]
@@ -67,15 +69,11 @@ class RedisWorkerBroker:
 
     def release(self, lease: Lease, *, failed: bool = False) -> None:
         counted = 0 if failed else 1
-        if self._run("release", lease.job_id, lease.attempt, lease.entry_id, counted) == -1:
+        if self._run("release", *_owner(lease), counted) == -1:
             raise Fenced(lease.job_id)
 
     def heartbeat(self, info: WorkerInfo, ttl_s: float) -> None:
-        with translated():
-            pipe = self._client.pipeline(transaction=False)
-            pipe.set(self._keys.worker(info.worker_id), info.encode(), px=int(ttl_s * 1000))
-            pipe.sadd(self._keys.workers, info.worker_id)
-            pipe.execute()
+        self._run("heartbeat", info.worker_id, info.encode(), int(ttl_s * 1000))
 
     def retire(self, worker_id: str) -> None:
         with translated():
@@ -92,7 +90,7 @@ class RedisWorkerBroker:
             with translated():
                 return self._scripts[name](keys=[self._keys.jobs], args=[*self._header, *args])
         except BrokerUnavailable as error:
-            if isinstance(error.__cause__, ReadOnlyError):
+            if met_a_replica(error):
                 self._client.connection_pool.disconnect()
             raise
 
@@ -101,35 +99,52 @@ class RedisWorkerBroker:
         if [event.seq for event in events] != list(range(first, first + len(events))):
             raise ValueError("events must be numbered without a gap")
         encoded = [event.encode() for event in events]
-        answer = self._run("write", lease.job_id, lease.attempt, final, first, *encoded)
+        answer, *have = self._run("write", lease.job_id, lease.attempt, lease.run, final, first, *encoded)
         if answer == -1:
             raise Fenced(lease.job_id)
+        if answer == -2:
+            raise Behind(lease.job_id, have[0])
         return int(answer)
 
-    def _open(self, row: Sequence[Any]) -> Claim | None:
-        """Row: id, job JSON, attempt, entry, seq, failed deliveries. An unreadable job ends here."""
-        lease = Lease(row[0].decode(), row[2], row[3].decode())
+    def _open(self, row: Sequence[Any], run: str) -> Claim | None:
+        """Row: see claim.lua. An unreadable job ends here."""
+        lease = Lease(row[0].decode(), row[2], row[3].decode(), run)
         last_seq: int = row[4]
         try:
             job = Job.decode(row[1])
+            delivered = _delivered(row[8], last_seq)
         except ValueError as error:
-            data = ErrorData(message=f"Unreadable job: {type(error).__name__}.", code="unreadable_job")
-            self.finish(lease, [_error_event(lease, last_seq + 1, data)])
+            # Where the broker is away again, the lease runs out and the next claim says it.
+            with suppress(BrokerUnavailable, Fenced):
+                self.finish(lease, [_error_event(lease, last_seq + 1, error)])
             return None
-        delivered = self._delivered(lease.job_id) if last_seq else ()
         failed: int = row[5]
         last_chance = failed > 0 and failed + 1 >= self._settings.max_deliveries
-        return Claim(job, lease, last_seq, delivered, last_chance)
-
-    def _delivered(self, job_id: str) -> tuple[int, ...]:
-        # No older attempt can write any more: the claim that brought us here fenced it.
-        with translated():
-            entries: Any = self._client.xrange(self._keys.events(job_id))
-        events = [Event.decode(fields[b"e"]) for _, fields in entries]
-        return tuple(
-            token for event in events if event.type == "token" for token in event.data.get("token_ids", ())
-        )
+        expires_at = None if row[6] == b"" else time.monotonic() + row[6] / 1000
+        return Claim(job, lease, last_seq, delivered, last_chance, expires_at, row[7] / 1000)
 
 
-def _error_event(lease: Lease, seq: int, data: ErrorData) -> Event:
-    return Event(seq=seq, attempt=lease.attempt, type="error", data=data.model_dump(mode="json"))
+class EventsLost(ValueError):  # noqa: N818 - a state of the job
+    """Its events were trimmed: what the client was told is not known any more."""
+
+
+def _delivered(entries: Sequence[Any], last_seq: int) -> tuple[int, ...]:
+    """No older attempt can write any more: the claim that gave us these events fenced it."""
+    events = [Event.decode(fields[1]) for _, fields in entries]
+    if [event.seq for event in events] != list(range(1, last_seq + 1)):
+        raise EventsLost
+    return tuple(
+        token for event in events if event.type == "token" for token in event.data.get("token_ids", ())
+    )
+
+
+def _owner(lease: Lease) -> tuple[str, int, str, str]:
+    return lease.job_id, lease.attempt, lease.run, lease.entry_id
+
+
+def _error_event(lease: Lease, seq: int, error: ValueError) -> Event:
+    lost = isinstance(error, EventsLost)
+    code = "events_lost" if lost else "unreadable_job"
+    text = "Its events were trimmed." if lost else f"Unreadable job: {type(error).__name__}."
+    data = ErrorData(message=text, code=code).model_dump(mode="json")
+    return Event(seq=seq, attempt=lease.attempt, type="error", data=data, run=lease.run)

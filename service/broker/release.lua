@@ -1,10 +1,8 @@
--- ARGV[6..9]: job id, attempt, entry, what to take off the failed deliveries (1 or 0).
--- The entry stays pending but looks idle for days, so the next claim takes it.
-local id, attempt, entry = ARGV[6], ARGV[7], ARGV[8]
-local job = redis.call('HMGET', job_key(id), 'state', 'attempt')
-if job[1] ~= 'running' or job[2] ~= attempt then return -1 end
+-- ARGV[6..10]: job id, attempt, run, entry, what to take off the failed deliveries (1 or 0).
+local id, attempt, run, entry = ARGV[6], ARGV[7], ARGV[8], ARGV[9]
+local job = redis.call('HMGET', job_key(id), 'state', 'attempt', 'run')
+if job[1] ~= 'running' or job[2] ~= attempt or job[3] ~= run then return -1 end
+offer(entry)
 redis.call('HSET', job_key(id), 'state', 'queued')
-redis.call('HINCRBY', job_key(id), 'released', ARGV[9])
-redis.pcall('XCLAIM', JOBS, GROUP, CONSUMER, 0, entry, 'IDLE', 1000000000, 'JUSTID')
-wake()
+redis.call('HINCRBY', job_key(id), 'released', ARGV[10])
 return 0

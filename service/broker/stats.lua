@@ -12,9 +12,7 @@ end
 local age_ms = 0
 local oldest = redis.call('XRANGE', JOBS, '(' .. last, '+', 'COUNT', 1)
 if oldest[1] then
-  local clock = redis.call('TIME')
-  local now_ms = clock[1] * 1000 + math.floor(clock[2] / 1000)
-  age_ms = math.max(0, now_ms - tonumber(string.match(oldest[1][1], '^(%d+)-')))
+  age_ms = math.max(0, now_ms() - tonumber(string.match(oldest[1][1], '^(%d+)-')))
 end
 -- pcall: a managed server may keep INFO to itself; then both are 0. The limit is 0 where there is none.
 local memory = redis.pcall('INFO', 'memory')

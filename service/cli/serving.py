@@ -81,15 +81,11 @@ def gateway(
     import uvicorn
 
     from service.app import create_app
+    from service.draining import DrainingServer
 
-    config = uvicorn.Config(
-        create_app(settings),
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        timeout_graceful_shutdown=int(settings.shutdown_s),
-    )
-    uvicorn.Server(config).run()
+    app = create_app(settings)
+    config = uvicorn.Config(app, host=settings.host, port=settings.port, log_config=None)
+    DrainingServer(config, app.state.gateway).run()
 
 
 def worker(

@@ -1,0 +1,176 @@
+"""The jobs that this gateway accepted and has not seen end: put back into a server that lost them.
+
+Invariant: a job is held from its acceptance to its end, with every event that this gateway read of it, so a
+server that comes back empty, or behind, gets it back as far as its client had been told of it; what it may
+not contain is decided by `restore.lua`, in the server. The bound on held bytes comes before the promise: over
+it a job rests on the server's own persistence alone. A gateway that dies takes its holdings with it.
+Knows nothing of connections (`call` runs a script) and of waiters (`lost` tells them).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from service.broker.base import BrokerUnavailable, Idempotency
+from service.protocol import TERMINAL, Event, Job
+
+log = logging.getLogger("twigserve.broker")
+
+CHECK_S = 1.0
+LOST_AFTER_S = 5.0  # another gateway may put the job back
+MAX_HELD_BYTES = 256 * 1024 * 1024
+_BATCH = 256
+_KEEP_S = 60.0
+
+Call = Callable[..., Awaitable[Any]]
+
+
+@dataclass
+class Held:
+    """until: monotonic; after it the queue itself ends the job."""
+
+    job: Job
+    blobs: Mapping[str, bytes]
+    idempotency: Idempotency | None
+    until: float
+    expires_at: float | None
+    events: list[Event] = field(default_factory=list)
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(len(raw) for raw in self.blobs.values())
+
+    def knows_more(self, attempt: int, run: str) -> bool:
+        """Than a server at that claim."""
+        if not self.events or not self.events[-1].run:
+            return False
+        newest = self.events[-1]
+        return newest.attempt > attempt or (newest.attempt == attempt and newest.run != run)
+
+    def arguments(self, now: float) -> list[str | bytes | int]:
+        """Those of restore.lua."""
+        left_ms = "" if self.expires_at is None else int((self.expires_at - now) * 1000)
+        newest = self.events[-1] if self.events else Event(seq=0, attempt=0, type="started")
+        images = [part for pair in self.blobs.items() for part in pair]
+        events = [part for event in self.events for part in (event.id, event.encode())]
+        key, fingerprint = key_and_fingerprint(self.idempotency)
+        place = (newest.attempt, newest.run, newest.seq, len(images))
+        return [self.job.id, self.job.encode(), left_ms, key, fingerprint, *place, *images, *events]
+
+
+class Custody:
+    def __init__(
+        self,
+        call: Call,
+        awaited: Callable[[], Iterable[str]],
+        lost: Callable[[str], None],
+        job_ttl_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._call = call
+        self._awaited = awaited
+        self._lost = lost
+        self._job_ttl_s = job_ttl_s
+        self._clock = clock
+        self._held: dict[str, Held] = {}
+        self._held_bytes = 0
+        self._disowned: list[str] = []
+        self._missing_since: dict[str, float] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name="custody")
+
+    async def stop(self) -> None:
+        # More than once: redis-py swallows a cancellation that meets an arriving reply.
+        while self._task is not None and not self._task.done():
+            self._task.cancel()
+            await asyncio.wait({self._task}, timeout=0.05)
+
+    def hold(self, job: Job, blobs: Mapping[str, bytes], idempotency: Idempotency | None) -> None:
+        now = self._clock()
+        expires_at = None if job.deadline_at is None else now + job.deadline_at - job.created_at
+        until = (now + self._job_ttl_s if expires_at is None else expires_at) + _KEEP_S
+        held = Held(job, blobs, idempotency, until, expires_at)
+        if self._held_bytes + held.size_bytes <= MAX_HELD_BYTES:
+            self._held[job.id] = held
+            self._held_bytes += held.size_bytes
+
+    def holds(self, job_id: str) -> bool:
+        return job_id in self._held
+
+    def see(self, job_id: str, event: Event) -> None:
+        """An event that was read; the same one may come again."""
+        held = self._held.get(job_id)
+        if held is None:
+            return
+        if event.terminal:
+            self._drop(job_id)
+        elif event.seq == len(held.events) + 1:
+            held.events.append(event)
+
+    def disown(self, job: Job) -> None:
+        """Nobody was promised this job, and it may be queued all the same: it is to be cancelled."""
+        self._disowned.append(job.id)
+
+    def _drop(self, job_id: str) -> None:
+        held = self._held.pop(job_id, None)
+        if held is not None:
+            self._held_bytes -= held.size_bytes
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(CHECK_S)
+            try:
+                await self.check()
+            except BrokerUnavailable:
+                pass  # whoever needs the server now says so
+            except Exception:  # this task must outlive its own defects, or no job is put back any more
+                log.exception("custody failed")
+
+    async def check(self) -> None:
+        """Looks once for every job that is held or awaited here."""
+        await self._cancel_disowned()
+        now = self._clock()
+        for job_id in [job_id for job_id, held in self._held.items() if held.until <= now]:
+            self._drop(job_id)
+        wanted = iter(dict.fromkeys([*self._held, *self._awaited()]))
+        missing: dict[str, float] = {}
+        while batch := list(itertools.islice(wanted, _BATCH)):
+            for job_id, known in zip(batch, await self._call("survey", *batch), strict=True):
+                if await self._is_missing(job_id, known):
+                    missing[job_id] = self._missing_since.get(job_id, now)
+        for job_id, since in missing.items():
+            if now - since >= LOST_AFTER_S:
+                self._lost(job_id)
+        self._missing_since = missing
+
+    async def _is_missing(self, job_id: str, known: list[Any]) -> bool:
+        """known: of survey.lua. Puts it back where that can be done."""
+        held = self._held.get(job_id)
+        if held is None:
+            return not known
+        if known and known[0].decode() in TERMINAL:
+            self._drop(job_id)
+        elif not known or held.knows_more(known[1], known[2].decode()):
+            await self._put_back(held)
+        return False
+
+    async def _put_back(self, held: Held) -> None:
+        if await self._call("restore", *held.arguments(self._clock())):
+            log.warning("job put back", extra={"job_id": held.job.id, "events": len(held.events)})
+
+    async def _cancel_disowned(self) -> None:
+        while self._disowned:
+            await self._call("cancel", self._disowned[-1])
+            self._disowned.pop()
+
+
+def key_and_fingerprint(idempotency: Idempotency | None) -> tuple[str, str]:
+    return ("", "") if idempotency is None else (idempotency.key, idempotency.fingerprint)
