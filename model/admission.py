@@ -14,7 +14,7 @@ from model.config import TwigConfig
 from model.generation import Prompt
 from model.limits import Limits
 from model.memory import ByGroup, KvBudget, kv_tokens
-from model.pruning import kept_budget, retained_average
+from model.pruning import kept_budget, retained_average, share_of
 from model.randomness import MAX_SEED
 from model.request import Request, RequestError, SamplingParams
 
@@ -23,7 +23,7 @@ MAX_STOPS = 16
 MAX_STOP_CHARS = 256
 
 if TYPE_CHECKING:
-    from model.adapters.base import Adapter
+    from model.adapters.base import Adapter, Footprint, Pixels
 
 
 def _is_int(value: Any, low: int) -> bool:
@@ -71,12 +71,12 @@ class Admission:
         check_sampling(request.sampling)
         if request.sampling.stop and self.adapter.decode is None:
             raise RequestError("stop needs a checkpoint with a tokenizer", param="stop")
-        images = self._count_images(request)
-        token_ids = self._expand(self._token_ids(request, images), images)
+        pixels, footprints = self._pictures(request)
+        token_ids = self._expand(self._token_ids(request, len(footprints)), footprints)
         self._check_length(token_ids, request.sampling.max_tokens)
         self._check_ids(request.resume_token_ids, "resume_token_ids")
         visual = [i for i, token in enumerate(token_ids) if token == self.adapter.image_token_id]
-        kept, average = self._budget(request.retained_tokens, len(visual), images)
+        kept, average = self._budget(request, len(visual), len(footprints))
         return Prompt(
             token_ids=token_ids,
             visual=visual,
@@ -86,36 +86,32 @@ class Admission:
             speculate=request.speculation and self.twig is not None and self.limits.draft_tokens > 0,
             kv=self._reserve(token_ids, visual, kept, request.sampling.max_tokens),
             resume_token_ids=tuple(request.resume_token_ids),
-            pixel_values=request.pixel_values,
+            grids=tuple(footprint.grid for footprint in footprints),
+            pixels=pixels,
             images=tuple(request.images),
+            positions=self.adapter.positions(token_ids, footprints),
         )
 
-    def _count_images(self, request: Request) -> int:
+    def _pictures(self, request: Request) -> tuple[Pixels | None, list[Footprint]]:
         if request.pixel_values is not None:
-            return self._count_pixel_values(request)
+            if request.images:
+                raise RequestError("give images or pixel_values, not both", param="pixel_values")
+            pixels = self.adapter.take_pixels(request.pixel_values)
+            self._within_limit(len(pixels.sizes), "pixel_values")
+            return pixels, self.adapter.footprints(pixels)
+        self._within_limit(len(request.images), "images")
         for index, image in enumerate(request.images):
             if not _is_picture(image):
                 raise RequestError(
                     f"image {index} is neither a PIL image nor uint8 [H, W, 3]", param="images"
                 )
-        return self._within_limit(len(request.images), "images")
+        return None, self.adapter.footprints(request.images)
 
-    def _count_pixel_values(self, request: Request) -> int:
-        if request.images:
-            raise RequestError("give images or pixel_values, not both", param="pixel_values")
-        shape, wanted = list(getattr(request.pixel_values, "shape", ())), list(self.adapter.image_shape)
-        if len(shape) != 4 or shape[1:] != wanted:
-            raise RequestError(
-                f"pixel_values has shape {shape}, expected [n, *{wanted}]", param="pixel_values"
-            )
-        return self._within_limit(shape[0], "pixel_values")
-
-    def _within_limit(self, images: int, param: str) -> int:
+    def _within_limit(self, images: int, param: str) -> None:
         if images > self.limits.max_images:
             raise RequestError(
                 f"{images} images given, at most {self.limits.max_images} are allowed", param=param
             )
-        return images
 
     def _token_ids(self, request: Request, images: int) -> list[int]:
         if request.prompt_token_ids is None:
@@ -131,19 +127,21 @@ class Admission:
             if not 0 <= token < vocabulary:
                 raise RequestError(f"token id {token} is not in the vocabulary of {vocabulary}", param=param)
 
-    def _expand(self, token_ids: list[int], images: int) -> list[int]:
-        """One placeholder an image becomes M of them; a prompt already expanded passes."""
-        placeholder, per_image = self.adapter.image_token_id, self.adapter.image_tokens
-        found = token_ids.count(placeholder)
-        if found == images * per_image:
+    def _expand(self, token_ids: list[int], footprints: Sequence[Footprint]) -> list[int]:
+        """One placeholder an image becomes its M of them; a prompt already expanded passes."""
+        placeholder, per_image = self.adapter.image_token_id, [footprint.tokens for footprint in footprints]
+        found, images = token_ids.count(placeholder), len(footprints)
+        if found == sum(per_image):
             return token_ids
         if found != images:
+            expanded = ", ".join(map(str, per_image)) or "none"
             raise RequestError(
                 f"{images} images given, but the prompt holds {found} image placeholders "
-                f"(one an image, or {per_image} an image if already expanded)",
+                f"(one an image, or if already expanded as many as its tokens: {expanded})",
                 param="images",
             )
-        return [t for token in token_ids for t in [token] * (per_image if token == placeholder else 1)]
+        counts = iter(per_image)
+        return [t for token in token_ids for t in [token] * (next(counts) if token == placeholder else 1)]
 
     def _check_length(self, token_ids: list[int], max_tokens: int) -> None:
         length, limit = len(token_ids), self.limits.max_model_len
@@ -174,25 +172,41 @@ class Admission:
             param="max_tokens" if self.memory.fits_alone(shortest) else "prompt",
         )
 
-    def _budget(self, retained: int | None, image_tokens: int, images: int) -> tuple[int, float]:
+    def _budget(self, request: Request, image_tokens: int, images: int) -> tuple[int, float]:
         """R' and the average over all layers that it gives; both M where nothing is pruned."""
-        if retained is not None and (not isinstance(retained, int) or isinstance(retained, bool)):
-            raise RequestError(
-                f"retained_tokens must be a whole number, not {retained!r}", param="retained_tokens"
-            )
+        self._check_retained(request)
+        everything = image_tokens, float(image_tokens)
+        retained = request.retained_tokens
         if self.twig is None:
             if retained is not None and not 0 <= retained <= image_tokens:
                 raise RequestError(
                     f"retained_tokens {retained} does not lie in 0..{image_tokens}", param="retained_tokens"
                 )
-            return image_tokens, float(image_tokens)
-        if retained is None:
-            retained = self.limits.default_retained * images
-        if retained == image_tokens:
-            return image_tokens, float(image_tokens)
+            return everything
         fork, drop = self.twig.fork_layer, self.twig.drop_layer
+        if request.retained_share is not None:
+            retained = share_of(request.retained_share, self.layers, image_tokens, fork, drop)
+        elif retained is None:
+            default = self.limits.default_retained
+            # Where M differs from image to image there is no other default.
+            retained = image_tokens if default == self.adapter.image_tokens else default * images
+        if retained == image_tokens:
+            return everything
         kept = kept_budget(retained, self.layers, image_tokens, fork, drop)
         return kept, retained_average(kept, self.layers, image_tokens, fork, drop)
+
+    def _check_retained(self, request: Request) -> None:
+        retained, share = request.retained_tokens, request.retained_share
+        if retained is not None and (not isinstance(retained, int) or isinstance(retained, bool)):
+            raise RequestError(
+                f"retained_tokens must be a whole number, not {retained!r}", param="retained_tokens"
+            )
+        if share is None:
+            return
+        if retained is not None:
+            raise RequestError("give retained_tokens or retained_share, not both", param="retained_share")
+        if not 0 < share <= 1:
+            raise RequestError(f"retained_share must lie in (0, 1] (got {share!r})", param="retained_share")
 
 
 def _is_picture(image: Any) -> bool:

@@ -12,23 +12,38 @@ Fit = Literal["stretch", "crop", "pad"]
 
 
 @dataclass(frozen=True)
+class DynamicSize:
+    """A picture keeps its shape: each side a multiple of `multiple`, in all min_pixels to max_pixels."""
+
+    multiple: int
+    min_pixels: int
+    max_pixels: int
+
+
+@dataclass(frozen=True)
 class ImageSpec:
     """The picture the vision tower wants.
 
     stretch: resized to width x height. crop: the shorter side resized to fit, then centre-cropped.
     pad: padded to a square with `pad_color`, then resized. All with bicubic resampling, as the
     checkpoint's own image processor does.
+    dynamic: set where the tower takes pictures of any size; height, width and fit are then what a reader
+    that does not know the field may send: a picture that the tower takes as well.
     """
 
     height: int
     width: int
     fit: Fit = "crop"
     pad_color: tuple[int, int, int] = (122, 116, 104)
+    dynamic: DynamicSize | None = None
 
 
 @dataclass(frozen=True)
 class ModelCard:
     """model_id: the served name. image_tokens: M of one image. grid: its [rows, columns].
+
+    Where `image.dynamic` is set M differs from image to image: the card then speaks of a picture of
+    image.height x image.width, and a quality tier stands for the same share of another picture's M.
 
     quality: tier name -> R-bar. retained_min..retained_max is the legal range of R-bar with pruning on;
     `image_tokens` itself is legal too and means no pruning. default_retained: R-bar where none is asked.
@@ -57,5 +72,7 @@ class ModelCard:
         image = data["image"]
         known = {name: data[name] for name in cls.__dataclass_fields__ if name in data and name != "image"}
         known["grid"] = tuple(data["grid"])
-        spec = ImageSpec(image["height"], image["width"], image["fit"], tuple(image["pad_color"]))
+        dynamic = image.get("dynamic")
+        size = dynamic and DynamicSize(dynamic["multiple"], dynamic["min_pixels"], dynamic["max_pixels"])
+        spec = ImageSpec(image["height"], image["width"], image["fit"], tuple(image["pad_color"]), size)
         return cls(image=spec, **known)

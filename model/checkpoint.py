@@ -14,8 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from model.config import TwigConfig
@@ -25,7 +24,8 @@ EMBEDDED = "embedded"
 EMBEDDED_ID = "twigvlm-embedded"
 EMBEDDED_BASE = Path(__file__).parent / "weights" / "base"
 EMBEDDED_TWIG = Path(__file__).parent / "weights" / "twig"
-WEIGHTS_FILE, CONFIG_FILE, TWIG_FILE = "model.safetensors", "config.json", "twig_config.json"
+WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+CONFIG_FILE, TWIG_FILE = "config.json", "twig_config.json"
 
 
 class CheckpointError(ValueError):
@@ -58,13 +58,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
-
-
 def layer_shapes(shape: DecoderShape) -> dict[str, tuple[int, ...]]:
     """LLaMA names and shapes of one decoder layer."""
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
@@ -89,17 +82,17 @@ def layer_shapes(shape: DecoderShape) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def check_tensors(
-    tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], where: Path
+def check_shapes(
+    shapes: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], where: Path
 ) -> None:
-    if missing := sorted(set(expected) - set(tensors)):
+    if missing := sorted(set(expected) - set(shapes)):
         raise CheckpointError(f"{where}: missing tensors: {', '.join(missing)}")
-    if extra := sorted(set(tensors) - set(expected)):
+    if extra := sorted(set(shapes) - set(expected)):
         raise CheckpointError(f"{where}: unknown tensors: {', '.join(extra)}")
     for name, shape in expected.items():
-        if tuple(tensors[name].shape) != shape:
+        if shapes[name] != shape:
             raise CheckpointError(
-                f"{where}: tensor {name} has shape {list(tensors[name].shape)}, expected {list(shape)}"
+                f"{where}: tensor {name} has shape {list(shapes[name])}, expected {list(shape)}"
             )
 
 

@@ -26,6 +26,8 @@ class EngineConfig:
     kv_cache_bytes: the most the KV cache may hold; what does not fit yet waits. None: what max_batch needs.
     draft_tokens, draft_threshold: the most drafts a round, and the probability under which drafting stops.
     image_fit: "pad" pads to a square with the mean colour first, as the published twig was trained.
+    max_image_tokens: the most visual tokens of one image where pictures keep their own resolution
+    (qwen2_5_vl): larger ones are shrunk.
     quality: tier name -> R-bar of one image. threads: torch's, for the whole process.
     """
 
@@ -36,13 +38,14 @@ class EngineConfig:
     draft_tokens: int | None = None
     draft_threshold: float | None = None
     image_fit: ImageFit | None = None
+    max_image_tokens: int | None = None
     quality: Mapping[str, int] | None = None
     threads: int | None = None
 
     def __post_init__(self) -> None:
         _require(self.max_batch >= 1, f"max_batch must be at least 1, not {self.max_batch}")
         _require(self.max_images >= 1, f"max_images must be at least 1, not {self.max_images}")
-        for name in ("max_model_len", "kv_cache_bytes", "threads"):
+        for name in ("max_model_len", "max_image_tokens", "kv_cache_bytes", "threads"):
             value = getattr(self, name)
             _require(value is None or value >= 1, f"{name} must be at least 1, not {value}")
         _require(self.image_fit in (None, "pad"), f'image_fit must be None or "pad", not {self.image_fit!r}')

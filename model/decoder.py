@@ -17,6 +17,8 @@ from torch import Tensor
 
 from model.cache import Window
 
+FOLD_ROWS = 1024
+
 
 @dataclass(frozen=True)
 class DecoderShape:
@@ -47,7 +49,12 @@ class Norm:
 
 def folded(weight: Tensor, norm: Tensor) -> Tensor:
     """[out, in] and the norm before it -> [in, out] with the norm's weight inside."""
-    return (weight.float() * norm.float()).to(weight.dtype).t().contiguous()
+    product = weight.new_empty(weight.shape[1], weight.shape[0])
+    # In bands: a whole head in float32 would be what decides how much memory loading takes.
+    for begin in range(0, weight.shape[0], FOLD_ROWS):
+        band = weight[begin : begin + FOLD_ROWS].float() * norm.float()
+        product[:, begin : begin + FOLD_ROWS] = band.t()
+    return product
 
 
 def pair_order(heads: int, head_dim: int) -> Tensor:

@@ -116,7 +116,7 @@ class Engine:
         where = torch.device(device)
         kind = resolve_dtype(dtype, where)
         with torch.inference_mode():
-            adapter = load_adapter(base_path, dtype=kind, device=where, image_fit=config.image_fit)
+            adapter = load_adapter(base_path, dtype=kind, device=where, config=config)
             loaded = None
             if twig_path is not None:
                 loaded = load_twig(
@@ -253,7 +253,7 @@ class Engine:
         if not running:
             return
         drafts = self._runner.draft_tokens
-        rows = [Row(g.pending, g.vector, g.budget(drafts), g.eos, g.draw()) for g in running]
+        rows = [Row(g.pending, g.vector, g.budget(drafts), g.eos, g.draw(), g.prompt.shift) for g in running]
         try:
             outcomes = self._runner.round(rows)
         except Exception as error:

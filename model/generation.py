@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from model.detokenize import Detokenizer
 from model.memory import NOTHING, ByGroup
@@ -17,6 +17,9 @@ from model.request import FinishReason, Result, StepOutput
 from model.speculative import draft_budget, until_eos
 from model.stops import StopStrings
 
+if TYPE_CHECKING:
+    from model.adapters.base import Pixels, Positions
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -24,7 +27,9 @@ class Prompt:
 
     kept_tokens: R' (M where pruning is off). retained_average: what R' makes of R-bar, over all layers.
     kv: the tokens of the whole sequence in each cache group, when it is longest.
-    pictures: pixel values [n, 3, H, W] or raw pictures that the adapter still has to prepare.
+    grids: [rows, columns] of each image, None where its tokens are no grid.
+    pixels, images: what the adapter has prepared, or raw pictures that it still has to prepare.
+    positions: rotary positions where they are not 0..P-1.
     """
 
     token_ids: list[int]
@@ -35,8 +40,15 @@ class Prompt:
     speculate: bool
     kv: ByGroup = NOTHING
     resume_token_ids: tuple[int, ...] = ()
-    pixel_values: Any = None
+    grids: tuple[tuple[int, int] | None, ...] = ()
+    pixels: Pixels | None = None
     images: tuple[Any, ...] = ()
+    positions: Positions | None = None
+
+    @property
+    def shift(self) -> int:
+        """What is added to the count of tokens so far to get the rotary position of the next one."""
+        return 0 if self.positions is None else self.positions.shift
 
 
 @dataclass
@@ -167,6 +179,7 @@ class Generation:
             kept_tokens=prompt.kept_tokens,
             kept_indices=self.kept_indices,
             token_scores=self.token_scores,
+            image_grids=list(prompt.grids),
             retained_tokens=prompt.retained_average,
             draft_rounds=self.draft_rounds,
             draft_tokens=self.draft_tokens,

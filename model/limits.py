@@ -35,15 +35,22 @@ def limits_of(adapter: Adapter, twig: TwigConfig | None, config: EngineConfig) -
     drafts, threshold, retained = 0, 0.0, adapter.image_tokens
     if twig is not None:
         if twig.retained_tokens is not None:
+            if adapter.image.dynamic is not None:
+                raise ValueError(
+                    f"the twig's retained_tokens must be null: a {adapter.family} image has no fixed "
+                    "number of tokens"
+                )
             retained = twig.retained_tokens
             # A default that is impossible would refuse every request that names none.
             kept_budget(retained, len(adapter.layers), adapter.image_tokens, twig.fork_layer, twig.drop_layer)
         drafts = twig.draft_tokens if config.draft_tokens is None else config.draft_tokens
         threshold = twig.draft_threshold if config.draft_threshold is None else config.draft_threshold
+    # Of the images themselves, leaving room for a prompt's own token and one of the answer. Pictures of
+    # any size may be small: each request's own length tells.
+    fitting = config.max_images if adapter.image.dynamic else (length - 2) // adapter.image_tokens
     return Limits(
         max_model_len=length,
-        # Of the images themselves, leaving room for a prompt's own token and one of the answer.
-        max_images=max(1, min(config.max_images, (length - 2) // adapter.image_tokens)),
+        max_images=max(1, min(config.max_images, fitting)),
         draft_tokens=drafts,
         draft_threshold=threshold,
         default_retained=retained,
@@ -59,9 +66,8 @@ def kv_budget(
         len(adapter.layers), place, adapter.shape.kv_heads, adapter.shape.head_dim, element_bytes
     )
     budget = KvBudget(shape, config.kv_cache_bytes, config.max_batch, limits.max_model_len)
-    images = adapter.image_tokens
-    kept = images
-    if twig is not None:
+    images = kept = 1 if adapter.image.dynamic else adapter.image_tokens
+    if twig is not None and not adapter.image.dynamic:
         kept = kept_budget(
             limits.default_retained, len(adapter.layers), images, twig.fork_layer, twig.drop_layer
         )

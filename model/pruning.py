@@ -50,6 +50,13 @@ def kept_budget(retained: int, layers: int, image_tokens: int, fork_layer: int, 
     return pruned_tokens(retained, layers, image_tokens, fork_layer, drop_layer)
 
 
+def share_of(share: float, layers: int, image_tokens: int, fork_layer: int, drop_layer: int) -> int:
+    """R-bar for a share of M: M for the whole, else the legal R-bar nearest to it."""
+    low, high = legal_range(layers, image_tokens, fork_layer, drop_layer)
+    retained = round(share * image_tokens)
+    return image_tokens if retained == image_tokens else min(max(retained, low), high)
+
+
 def quality_tiers(image_tokens: int, low: int, high: int, pruning: bool) -> dict[str, int]:
     """The default tiers of one image (64/128/192/576 for M = 576), less those that are not legal."""
     tiers = {

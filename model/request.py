@@ -45,8 +45,11 @@ class Request:
 
     retained_tokens: R-bar, the average number of visual tokens over all base layers (design section 1);
         None takes the twig's default, M switches pruning off.
+    retained_share: R-bar as a share of M instead, in (0, 1]; where that is impossible, the nearest legal
+        R-bar. For checkpoints whose M differs from image to image.
     prompt_token_ids: bypasses the chat template; the image placeholder stands once an image, or expanded.
-    pixel_values: float [n, 3, H, W], bypasses the image processor.
+    pixel_values: float [n, 3, H, W], bypasses the image processor. Where the tower takes more than that
+        (llava_next: `image_sizes`, qwen2_5_vl: `image_grid_thw`), the processor's tensors by their names.
     resume_token_ids: output tokens already delivered; generation continues after them. They count
         towards `max_tokens`, and `Result.token_ids` and `Result.text` start with them.
     """
@@ -55,6 +58,7 @@ class Request:
     images: list[Any] = field(default_factory=list)  # PIL.Image.Image or np.uint8 [H, W, 3]
     sampling: SamplingParams = field(default_factory=SamplingParams)
     retained_tokens: int | None = None
+    retained_share: float | None = None
     speculation: bool = True
     request_id: str | None = None
     prompt_token_ids: list[int] | None = None
@@ -69,7 +73,8 @@ class Result:
     image_tokens: M summed over the images; kept_tokens: R', what layers K..F-1 saw of them.
     retained_tokens: the average over all base layers that R' really gives, M where pruning was off.
     kept_indices: visual indices 0..M-1, ascending. token_scores: one score a visual token (same order),
-        None where pruning was off. accepted_per_position[i]: rounds in which draft i was accepted.
+        None where pruning was off. image_grids: [rows, columns] of each image's visual tokens, None where
+        they are no grid. accepted_per_position[i]: rounds in which draft i was accepted.
     Times are in seconds; ttft_s counts from `Engine.add` to the first new token.
     """
 
@@ -83,6 +88,7 @@ class Result:
     kept_tokens: int = 0
     kept_indices: list[int] = field(default_factory=list)
     token_scores: list[float] | None = None
+    image_grids: list[tuple[int, int] | None] = field(default_factory=list)
     retained_tokens: float = 0.0
     draft_rounds: int = 0
     draft_tokens: int = 0

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,7 +45,7 @@ class Prefilled:
 class Row:
     """One running sequence in a round, in slot order. budget: drafts at most; vector: see Prefilled.
 
-    draw: how its tokens are drawn, None where it is greedy.
+    draw: how its tokens are drawn, None where it is greedy. shift: see `generation.Prompt.shift`.
     """
 
     pending: int
@@ -54,6 +53,7 @@ class Row:
     budget: int
     eos: frozenset[int]
     draw: Draw | None = None
+    shift: int = 0
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,8 @@ class Runner:
         """Visual features [M, hidden] of all the prompt's images, None without images."""
         if not prompt.visual:
             return None
-        pixels: Any = prompt.pixel_values
-        pixels = self.adapter.prepare_images(prompt.images) if pixels is None else torch.as_tensor(pixels)
-        if not torch.isfinite(pixels).all():
+        pixels = prompt.pixels or self.adapter.prepare_images(prompt.images)
+        if not torch.isfinite(pixels.values).all():
             # They would stay in the cache, and a masked NaN still is one to the next owner of the slot.
             raise ValueError("the pixel values are not all finite")
         features = self.adapter.encode_images(pixels)
@@ -133,7 +132,7 @@ class Runner:
             kept_indices, scores = self._fill(slot, prompt, x)
             pending = ids[-1]
             if prompt.resume_token_ids:
-                self._replay(slot, [pending, *prompt.resume_token_ids[:-1]], vector)
+                self._replay(slot, [pending, *prompt.resume_token_ids[:-1]], vector, prompt.shift)
                 pending, vector = prompt.resume_token_ids[-1], None
         except BaseException:
             self.cache.release(slot)
@@ -143,23 +142,26 @@ class Runner:
     def _fill(self, slot: int, prompt: Prompt, x: Tensor) -> tuple[list[int], list[float] | None]:
         """The prompt into all groups but for its last token, which only the twig reads already."""
         length = len(prompt.token_ids)
-        x, scores = self._read_prompt(slot, prompt, x)
+        angles = self._prompt_angles(prompt)
+        x, scores = self._read_prompt(slot, prompt, x, angles)
         if scores is None:
             indices, stay = list(range(len(prompt.visual))), everything(length)
         else:
             indices = self.select(scores, prompt.kept_tokens)
             stay = survivors(length, prompt.visual, indices)
         kept, text = stay.kept[:-1], stay.text[:-1]
-        x = self._fill_group(self.middle, x[self._tensor(kept)], kept, self.cache.kept, slot)
+        tokens = self._tensor(kept)
+        x = self._fill_group(self.middle, x[tokens], angles[tokens], self.cache.kept, slot)
         row_of = {position: row for row, position in enumerate(kept)}
         rows = self._tensor([row_of[position] for position in text])
-        self._fill_group(self.top, x[rows], text, self.cache.text, slot)
+        self._fill_group(self.top, x[rows], angles[self._tensor(text)], self.cache.text, slot)
         self.cache.set_lengths(slot, length - 1, len(kept), len(text))
         return indices, scores
 
-    def _read_prompt(self, slot: int, prompt: Prompt, x: Tensor) -> tuple[Tensor, list[float] | None]:
+    def _read_prompt(
+        self, slot: int, prompt: Prompt, x: Tensor, cis: Tensor
+    ) -> tuple[Tensor, list[float] | None]:
         """Trunk and twig over the whole prompt -> the trunk's states, and the scores if it is pruned."""
-        cis = self.rope[: x.shape[0]]
         window = self.cache.full.window([slot], [x.shape[0]])
         x = run_layers(self.trunk, x, cis, window)
         if not (prompt.speculate or prompt.pruned):
@@ -175,16 +177,14 @@ class Runner:
         scores: list[float] = attention[self._tensor(prompt.visual)].tolist()
         return x, scores
 
-    def _fill_group(
-        self, layers: Layers, x: Tensor, positions: Sequence[int], group: LayerGroup, slot: int
-    ) -> Tensor:
-        if not layers or not positions:
+    def _fill_group(self, layers: Layers, x: Tensor, angles: Tensor, group: LayerGroup, slot: int) -> Tensor:
+        if not layers or not x.shape[0]:
             return x
-        return run_layers(layers, x, self._angles(positions), group.window([slot], [len(positions)]))
+        return run_layers(layers, x, angles, group.window([slot], [x.shape[0]]))
 
-    def _replay(self, slot: int, tokens: Sequence[int], vector: Tensor | None) -> None:
+    def _replay(self, slot: int, tokens: Sequence[int], vector: Tensor | None, shift: int) -> None:
         """Feeds tokens that an earlier run has chosen, after a prompt pruned as that run pruned it."""
-        start = self.cache.full.lengths[slot]
+        start = self.cache.full.lengths[slot] + shift
         positions = range(start, start + len(tokens))
         x, cis = self._embed(tokens, [vector]), self._angles(positions)
         window = self.cache.full.window([slot], [len(tokens)])
@@ -206,8 +206,10 @@ class Runner:
         """One round over slots 0..n-1: draft, verify, accept, roll back."""
         drawn = any(row.draw is not None for row in rows)
         lottery = Lottery([row.draw for row in rows], self.device) if drawn else None
-        drafts, states = self._draft(rows, lottery)
-        choices = self._verify(drafts, states, lottery)
+        # A position is not a cache length: see `Prompt.shift`.
+        starts = [self.cache.full.lengths[slot] + row.shift for slot, row in enumerate(rows)]
+        drafts, states = self._draft(rows, starts, lottery)
+        choices = self._verify(drafts, starts, states, lottery)
         outcomes = []
         for slot, draft in enumerate(drafts):
             tokens = accept(draft, choices[slot])
@@ -216,8 +218,10 @@ class Runner:
             outcomes.append(RowOutcome(tokens, len(draft)))
         return outcomes
 
-    def _draft(self, rows: Sequence[Row], lottery: Lottery | None) -> tuple[list[list[int]], Tensor]:
-        """Trunk and twig one token at a time, with ever fewer rows.
+    def _draft(
+        self, rows: Sequence[Row], starts: Sequence[int], lottery: Lottery | None
+    ) -> tuple[list[list[int]], Tensor]:
+        """Trunk and twig one token at a time, with ever fewer rows. starts: the pending tokens' positions.
 
         Returns each row's drafts, and the trunk's states of pending tokens and drafts, row after row.
         The last draft runs through the twig too: if it is accepted the next round attends to it, and a
@@ -232,7 +236,7 @@ class Runner:
         states: list[Tensor] = []
         steps: list[list[int]] = []
         while slots:
-            x, window, cis = self._trunk_step(tokens, vectors, slots, len(steps))
+            x, window, cis = self._trunk_step(tokens, vectors, slots, starts, len(steps))
             states.append(x)
             steps.append(slots)
             if speculating:
@@ -254,10 +258,15 @@ class Runner:
         return drafts, self._by_row(states, steps)
 
     def _trunk_step(
-        self, tokens: list[int], vectors: list[Tensor | None], slots: list[int], step: int
+        self,
+        tokens: list[int],
+        vectors: list[Tensor | None],
+        slots: list[int],
+        starts: Sequence[int],
+        step: int,
     ) -> tuple[Tensor, Window | None, Tensor]:
         full = self.cache.full
-        x, cis = self._embed(tokens, vectors), self._angles([full.lengths[slot] + step for slot in slots])
+        x, cis = self._embed(tokens, vectors), self._angles([starts[slot] + step for slot in slots])
         if not full.layers:
             return x, None, cis
         window = full.window(slots, [1] * len(slots), offset=step)
@@ -273,10 +282,11 @@ class Runner:
         order = [slot for step in steps for slot in step]
         return stacked[self._tensor(sorted(range(len(order)), key=order.__getitem__))]
 
-    def _verify(self, drafts: list[list[int]], states: Tensor, lottery: Lottery | None) -> list[list[int]]:
+    def _verify(
+        self, drafts: list[list[int]], starts: Sequence[int], states: Tensor, lottery: Lottery | None
+    ) -> list[list[int]]:
         """Middle and top once over the trunk's states -> the base's choice after each token of each row."""
         widths = [len(draft) + 1 for draft in drafts]
-        starts = self.cache.full.lengths
         positions = [starts[slot] + step for slot, width in enumerate(widths) for step in range(width)]
         x = self._base(states, positions, range(len(drafts)), widths)
         logits = self.adapter.head(x)
@@ -292,6 +302,13 @@ class Runner:
             if layers:
                 x = run_layers(layers, x, cis, group.window(slots, widths))
         return x
+
+    def _prompt_angles(self, prompt: Prompt) -> Tensor:
+        """[P, 1, head_dim / 2], complex."""
+        if prompt.positions is None:
+            return self.rope[: len(prompt.token_ids)]
+        pairs = prompt.positions.pairs.to(self.device)
+        return self.rope.squeeze(1).gather(0, pairs).unsqueeze(1)
 
     def _angles(self, positions: Sequence[int]) -> Tensor:
         return self.rope[self._tensor(positions)]

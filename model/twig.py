@@ -18,14 +18,14 @@ from model.checkpoint import (
     TWIG_FILE,
     WEIGHTS_FILE,
     CheckpointError,
-    check_tensors,
+    check_shapes,
     file_sha256,
     layer_shapes,
     read_json,
-    read_tensors,
 )
 from model.config import TwigConfig
 from model.decoder import DecoderLayer, DecoderShape, Head
+from model.tensor_files import Part, TensorFiles
 
 # Hashing more than this at every start would cost more than a wrong base.
 HASHED_BYTES = 1 << 30
@@ -47,11 +47,11 @@ class Twig:
 
 
 def _twig_expected(
-    tensors: Mapping[str, Tensor], layers: int, shape: DecoderShape
+    shapes: Mapping[str, tuple[int, ...]], layers: int, shape: DecoderShape
 ) -> dict[str, tuple[int, ...]]:
     # A head with fewer rows than the base's padded vocabulary never drafts the ids it lacks.
-    head = tensors.get("lm_head.weight")
-    rows = min(head.shape[0], shape.vocabulary) if head is not None and head.dim() else shape.vocabulary
+    head = shapes.get("lm_head.weight")
+    rows = min(head[0], shape.vocabulary) if head else shape.vocabulary
     expected: dict[str, tuple[int, ...]] = {
         "lm_head.weight": (rows, shape.hidden),
         "model.norm.weight": (shape.hidden,),
@@ -106,16 +106,18 @@ def load_twig(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Twig:
-    tensors = read_tensors(directory / WEIGHTS_FILE)
-    numbers = {name.split(".")[2] for name in tensors if name.startswith("model.layers.")}
+    files = TensorFiles(directory)
+    numbers = {name.split(".")[2] for name in files.shapes if name.startswith("model.layers.")}
     config = read_twig_config(directory, fork_layer, drop_layer, len(numbers), base_layers)
-    expected = _twig_expected(tensors, config.twig_layers, shape)
-    check_tensors(tensors, expected, directory / WEIGHTS_FILE)
+    expected = _twig_expected(files.shapes, config.twig_layers, shape)
+    check_shapes(files.shapes, expected, directory / WEIGHTS_FILE)
     _check_base_hash(config, base, directory)
-    tensors = {name: tensor.to(device, dtype) for name, tensor in tensors.items()}
     names = layer_shapes(shape)
     layers = [
-        DecoderLayer({name: tensors[f"model.layers.{layer}.{name}"] for name in names}, shape)
+        DecoderLayer(
+            Part(files, {name: f"model.layers.{layer}.{name}" for name in names}, dtype, device), shape
+        )
         for layer in range(config.twig_layers)
     ]
-    return Twig(config, layers, Head(tensors["model.norm.weight"], tensors["lm_head.weight"], shape))
+    norm, head = (files.read(name, dtype, device) for name in ("model.norm.weight", "lm_head.weight"))
+    return Twig(config, layers, Head(norm, head, shape))

@@ -9,14 +9,16 @@ import torch
 
 from model.adapters.base import Adapter
 from model.checkpoint import CONFIG_FILE, CheckpointError, read_json
-from model.config import ImageFit
+from model.config import EngineConfig
 
-# model_type -> module with a `load(directory, *, dtype, device, image_fit)`.
-FAMILIES = {"llava": "model.adapters.llava"}
+# model_type -> module with a `load(directory, *, dtype, device, config)`.
+FAMILIES = {
+    "llava": "model.adapters.llava",
+}
 
 
 def load_adapter(
-    directory: Path, *, dtype: torch.dtype, device: torch.device, image_fit: ImageFit | None
+    directory: Path, *, dtype: torch.dtype, device: torch.device, config: EngineConfig
 ) -> Adapter:
     family = read_json(directory / CONFIG_FILE).get("model_type")
     if family not in FAMILIES:
@@ -24,6 +26,6 @@ def load_adapter(
             f"{directory}: unknown model family {family!r}; known: {', '.join(sorted(FAMILIES))}"
         )
     adapter: Adapter = import_module(FAMILIES[family]).load(
-        directory, dtype=dtype, device=device, image_fit=image_fit
+        directory, dtype=dtype, device=device, config=config
     )
     return adapter

@@ -6,6 +6,7 @@ Invariant: the engine sees this protocol only; a family's names and layouts end 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -14,10 +15,42 @@ from model.card import ImageSpec
 from model.decoder import DecoderLayer, DecoderShape, Head
 
 
+@dataclass(frozen=True)
+class Pixels:
+    """Prepared pictures. values: as the family's tower takes them, those of all pictures in one tensor.
+
+    sizes: one entry a picture, whatever of its size the tower and M depend on.
+    """
+
+    values: Tensor
+    sizes: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What one picture takes of a prompt: its M, and [rows, columns] where its tokens are one grid."""
+
+    tokens: int
+    grid: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Rotary positions of a prompt that are not 0..P-1.
+
+    pairs: int64 [P, head_dim / 2], for each token the position of each rotary pair, none above P.
+    shift: what is added to the count of tokens so far to get the position of a token of the answer.
+    """
+
+    pairs: Tensor
+    shift: int
+
+
 class Adapter(Protocol):
     """A loaded base model.
 
-    image_tokens: M of one image; image_shape: [channels, height, width] of its pixel values.
+    image_tokens, grid: M of one image and its [rows, columns]; where M differs from image to image
+    (`image.dynamic`), those of a picture of image.height x image.width.
     embed: [n] ids -> [n, hidden]. rope: how many positions -> complex64 [positions, 1, head_dim / 2].
     decode: output ids -> text without special tokens, None where the checkpoint has no tokenizer.
     """
@@ -29,7 +62,6 @@ class Adapter(Protocol):
     head: Head
     image: ImageSpec
     image_tokens: int
-    image_shape: tuple[int, int, int]
     grid: tuple[int, int]
     image_token_id: int
     eos_token_ids: frozenset[int]
@@ -40,12 +72,24 @@ class Adapter(Protocol):
 
     def rope(self, positions: int) -> Tensor: ...
 
-    def prepare_images(self, images: Sequence[Any]) -> Tensor:
-        """Pictures (PIL or uint8 [H, W, 3]) -> pixel values [n, 3, H, W]; RequestError if it cannot."""
+    def take_pixels(self, pixel_values: Any) -> Pixels:
+        """`Request.pixel_values`, checked; RequestError where they do not fit the tower."""
         ...
 
-    def encode_images(self, pixel_values: Tensor) -> Tensor:
-        """[n, 3, H, W] -> visual features [n * M, hidden]."""
+    def footprints(self, images: Sequence[Any] | Pixels) -> list[Footprint]:
+        """Of each picture (PIL or uint8 [H, W, 3]) or prepared one; RequestError where it cannot be taken."""
+        ...
+
+    def prepare_images(self, images: Sequence[Any]) -> Pixels:
+        """Pictures (PIL or uint8 [H, W, 3]) through the checkpoint's processor; RequestError if it cannot."""
+        ...
+
+    def encode_images(self, pixels: Pixels) -> Tensor:
+        """Visual features [sum of M, hidden], picture after picture."""
+        ...
+
+    def positions(self, token_ids: Sequence[int], footprints: Sequence[Footprint], /) -> Positions | None:
+        """Of an expanded prompt; None where they are 0..P-1."""
         ...
 
     def prompt_token_ids(self, prompt: str, images: int) -> list[int]:

@@ -1,0 +1,81 @@
+"""A checkpoint's words: its processor and tokenizer, the chat template around a prompt, and text from ids.
+
+A checkpoint may lack tokenizer and image processor; then requests must bring token ids and pixel values.
+Knows nothing of weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
+
+from model.request import RequestError
+
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+PLAIN_TEMPLATE = "USER: {images}{prompt} ASSISTANT:"
+
+
+def _has(directory: Path, names: Sequence[str]) -> bool:
+    return any((directory / name).exists() for name in names)
+
+
+class Words:
+    """image_processor, tokenizer: transformers', None where the checkpoint has none.
+
+    whole: whether transformers' processor of both can be made, which may bring a chat template of its own.
+    """
+
+    def __init__(self, directory: Path, image_token_id: int, *, whole: bool) -> None:
+        self.image_token_id = image_token_id
+        self.processor: Any = None
+        self.tokenizer: Any = None
+        self.image_processor: Any = None
+        has_processor, has_tokenizer = _has(directory, PROCESSOR_FILES), _has(directory, TOKENIZER_FILES)
+        # The Pillow backend: torchvision is no dependency of ours.
+        if whole and has_processor and has_tokenizer:
+            self.processor = AutoProcessor.from_pretrained(directory, backend="pil")
+            self.tokenizer, self.image_processor = self.processor.tokenizer, self.processor.image_processor
+            return
+        if has_tokenizer:
+            self.tokenizer = AutoTokenizer.from_pretrained(directory)
+        if has_processor:
+            self.image_processor = AutoImageProcessor.from_pretrained(directory, backend="pil")
+
+    @property
+    def decode(self) -> Callable[[Sequence[int]], str] | None:
+        return None if self.tokenizer is None else self._decode
+
+    def _decode(self, token_ids: Sequence[int]) -> str:
+        return str(
+            self.tokenizer.decode(
+                list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+        )
+
+    def prompt_token_ids(self, prompt: str, images: int) -> list[int]:
+        """One placeholder an image."""
+        if self.tokenizer is None:
+            raise RequestError("this checkpoint has no tokenizer: give prompt_token_ids", param="prompt")
+        text = self._chat_text(prompt, images)
+        bos = self.tokenizer.bos_token
+        ids = self.tokenizer(text, add_special_tokens=not (bos and text.startswith(bos)))["input_ids"]
+        return list(ids)
+
+    def _chat_text(self, prompt: str, images: int) -> str:
+        source = self.processor or self.tokenizer
+        if not (getattr(source, "chat_template", None) or self.tokenizer.chat_template):
+            placeholder = self.tokenizer.convert_ids_to_tokens(self.image_token_id)
+            return PLAIN_TEMPLATE.format(images=f"{placeholder}\n" * images, prompt=prompt)
+        content = [{"type": "image"}] * images + [{"type": "text", "text": prompt}]
+        message = {"role": "user", "content": content}
+        return str(source.apply_chat_template([message], add_generation_prompt=True, tokenize=False))
+
+    def processed(self, images: Sequence[Any], **options: Any) -> Any:
+        """What the checkpoint's image processor makes of RGB pictures, as torch tensors by name."""
+        if self.image_processor is None:
+            raise RequestError("this checkpoint has no image processor: give pixel_values", param="images")
+        return self.image_processor(images=list(images), return_tensors="pt", **options)
