@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # torch's CPU build where there is no NVIDIA GPU; with one, pip chooses.
 CONSTRAINT := $(if $(shell command -v nvidia-smi 2>/dev/null),,-c constraints.txt)
 
-.PHONY: install serve test check fmt bench data train image
+.PHONY: install serve test check fmt bench data train image loadtest dashboards
 
 install: $(VENV)/.installed
 
@@ -52,3 +52,9 @@ train: data          ## the embedded model from nothing: hours on two cores, res
 
 image:               ## gateway and CPU worker images, with buildah, podman or docker
 	docker/build gateway worker-cpu
+
+loadtest: install    ## two minutes of load against `twigserve serve`; ARGS="--scenario ramp --url http://…"
+	$(BIN)/python -m loadtest $(ARGS)
+
+dashboards: install  ## the dashboards' JSON and the Kubernetes rules, from monitoring/
+	$(BIN)/python -m monitoring
