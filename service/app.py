@@ -21,7 +21,7 @@ from service.gateway import Gateway
 from service.metrics import GatewayMetrics
 from service.middleware import BodyLimit, RequestId
 from service.openapi import Api
-from service.routes import chat, describe, health, jobs, models, playground
+from service.routes import chat, describe, docs, health, jobs, models, playground
 from service.settings import GatewaySettings
 
 DESCRIPTION = """Descriptions of pictures by a vision-language model, with twig-guided pruning of visual
@@ -31,7 +31,14 @@ BODY_OVERHEAD_BYTES = 1024 * 1024
 
 
 def create_app(settings: GatewaySettings, broker: GatewayBroker | None = None) -> FastAPI:
-    app = Api(title="twigserve", version=version("twigserve"), description=DESCRIPTION, lifespan=_lifespan)
+    app = Api(
+        title="twigserve",
+        version=version("twigserve"),
+        description=DESCRIPTION,
+        lifespan=_lifespan,
+        docs_url=None,  # `routes.docs`
+        redoc_url=None,
+    )
     gateway = Gateway(settings, broker or RedisGatewayBroker(settings.redis), GatewayMetrics())
     app.state.gateway = gateway
     app.add_middleware(BodyLimit, max_bytes=max_body_bytes(settings))
@@ -42,7 +49,8 @@ def create_app(settings: GatewaySettings, broker: GatewayBroker | None = None) -
     app.include_router(chat.router)
     app.include_router(health.router)
     app.include_router(models.router)
-    app.include_router(playground.router)
+    app.include_router(docs.router)
+    app.include_router(playground.router)  # last: it takes what is left of /static
     return app
 
 

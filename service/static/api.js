@@ -1,8 +1,6 @@
-// The service's HTTP API as the page uses it: the served models, and one streamed description.
+// The service's HTTP API as the page uses it: requests and failures, the served models, a request's fields.
 // Invariant: whatever goes wrong leaves here as an ApiFailure with what the API told; only an abort by the
 // caller passes through as the AbortError it is. Knows nothing of the page.
-
-import { readEvents } from "./sse.js";
 
 const base = new URL("../", import.meta.url);
 
@@ -40,28 +38,8 @@ export function formFields({ question, maxTokens, setting }) {
   return { ...fields, include: "token_map", stream: true };
 }
 
-/**
- * @param {{blob: Blob, name: string}} picture
- * @param {Record<string, string | number | boolean>} fields
- * @param {AbortSignal} signal aborting it closes the connection, and the server cancels the work
- * @returns {AsyncGenerator<{type: "token" | "done", data: any}>} ends behind `done`
- */
-export async function* describe(picture, fields, signal) {
-  const form = new FormData();
-  form.append("image", picture.blob, picture.name);
-  for (const [name, value] of Object.entries(fields)) form.append(name, String(value));
-  const response = await send("v1/describe", { method: "POST", body: form, signal });
-  const about = facts(response);
-  for await (const event of connected(readEvents(response.body), about)) {
-    const data = JSON.parse(event.data);
-    if (event.type === "error") throw new ApiFailure(data.error, about);
-    yield { type: event.type, data };
-    if (event.type === "done") return;
-  }
-  throw new ApiFailure({ message: "The stream ended before the answer did.", code: "stream_broken" }, about);
-}
-
-async function send(path, options) {
+/** Fetches a path of the API; whatever is not a success is thrown. */
+export async function send(path, options) {
   let response;
   try {
     response = await fetch(endpoint(path), options);
@@ -72,17 +50,9 @@ async function send(path, options) {
   return response;
 }
 
-async function* connected(events, about) {
-  try {
-    yield* events;
-  } catch (broken) {
-    throw unreachable(broken, about);
-  }
-}
-
-function unreachable(broken, about = {}) {
-  if (broken.name === "AbortError" || broken instanceof ApiFailure) return broken;
-  return new ApiFailure({ message: "The connection to the service failed.", code: "unreachable" }, about);
+function unreachable(broken) {
+  if (broken.name === "AbortError") return broken;
+  return new ApiFailure({ message: "The connection to the service failed.", code: "unreachable" });
 }
 
 /** A proxy in between may answer with something that is not our error shape. */
@@ -92,7 +62,7 @@ async function refusal(response) {
   return new ApiFailure(error, facts(response));
 }
 
-function facts(response) {
+export function facts(response) {
   return {
     status: response.status,
     requestId: response.headers.get("X-Request-ID"),

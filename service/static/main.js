@@ -55,6 +55,8 @@ class Playground {
     onPick(byId("languages"), (button) => this.pickCode(button, () => (this.language = button.dataset.language)));
     onPick(byId("code-side"), (button) => this.pickCode(button, () => (this.side = Number(button.dataset.side))));
     byId("copy").addEventListener("click", () => this.copyCode());
+    // The job would outlive the page.
+    addEventListener("pagehide", () => this.running?.abort());
   }
 
   arrange() {

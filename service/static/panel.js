@@ -1,14 +1,15 @@
 // One answer on the page: its setting, its figures, its streamed text, its error, its keep-map.
 // Invariant: a panel shows one run at a time, and a run always ends in exactly one of: done, failed, cancelled.
 
-import { ApiFailure, describe } from "./api.js";
+import { ApiFailure } from "./api.js";
 import { make } from "./dom.js";
+import { describe } from "./job.js";
 import { KeepMap } from "./keepmap.js";
 import { Setting } from "./settings.js";
 import { Tiles } from "./tiles.js";
 import { KINDS, coloured } from "./tokens.js";
 
-/** @typedef {{type: "token" | "done" | "failed" | "cancelled", data?: any, at: number}} Happening */
+/** @typedef {{type: "token" | "resuming" | "done" | "failed" | "cancelled", data?: any, at: number}} Happening */
 
 const FINISHED = { stop: "Finished.", length: "Stopped at the longest answer allowed." };
 
@@ -88,8 +89,7 @@ export class AnswerPanel {
 
   /** @param {Happening} happening */
   show({ type, data, at }) {
-    const shows = { token: this.token, done: this.done, failed: this.failed, cancelled: this.cancelled };
-    shows[type].call(this, data, at);
+    this[type](data, at); // a method for each type of Happening
   }
 
   token(round, at) {
@@ -99,6 +99,10 @@ export class AnswerPanel {
       if (kind === KINDS.mixed) this.mixedLegend.hidden = false;
       this.answer.append(make("span", { className: `token ${kind}`, title }, text));
     }
+  }
+
+  resuming() {
+    this.status.textContent = "The connection broke; the answer goes on from where it stopped…";
   }
 
   done(answer) {

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 
 import pytest
 
 pytest.importorskip("playwright", reason="Playwright is not installed (pip install playwright)")
 
-from playwright.async_api import expect
+from playwright.async_api import Route, expect
 
 from tests.e2e.playground.parts import answer, ask, ask_button, finished, panel, picture
 from tests.e2e.playground.scene_worker import PATCHES, TEXT
 from tests.e2e.playground.stage import Stage
+from tests.service.cutting_proxy import cutting_proxy
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="package")]
 
@@ -123,6 +125,41 @@ DROP_OR_PASTE = """([way, bytes]) => {
         }"""
 
 
+# --- a broken connection ---
+
+
+async def test_a_broken_stream_goes_on_behind_its_last_event(stage: Stage) -> None:
+    async with cutting_proxy(stage.url) as proxy:
+        stage.url = proxy.url
+        page = await stage.open()
+        await ask(page)
+        stage.allow(2)
+        await expect(answer(page)).to_have_text("The picture shows four objects on")
+        async with page.expect_request("**/v1/jobs/*/events") as resumed:
+            proxy.cut()
+        request = await resumed.value
+        assert re.fullmatch(r"1-\d+", await request.header_value("last-event-id") or "")
+        stage.allow()
+        await finished(page)
+        await expect(answer(page)).to_have_text(TEXT)
+        assert len(stage.jobs) == 1
+    stage.complaints[:] = [text for text in stage.complaints if "net::ERR_" not in text]
+
+
+async def test_a_connection_that_stays_lost_is_an_error(stage: Stage) -> None:
+    async with cutting_proxy(stage.url) as proxy:
+        stage.url = proxy.url
+        page = await stage.open()
+        await ask(page)
+        stage.allow(1)
+        await expect(answer(page)).to_have_text("The")
+        await page.route("**/v1/jobs/*/events", lambda route: route.abort())
+        proxy.cut()
+        await expect(page.get_by_role("alert")).to_contain_text("stream_broken")
+    await expect(answer(page)).to_have_text("The")
+    stage.complaints[:] = [text for text in stage.complaints if "net::ERR_" not in text]
+
+
 # --- cancelling ---
 
 
@@ -136,3 +173,31 @@ async def test_cancel_stops_the_work_on_the_server(stage: Stage) -> None:
     assert await stage.cancelled() == [job.id for job in stage.jobs]
     await expect(ask_button(page)).to_be_enabled()
     await expect(page.get_by_role("button", name="Cancel", exact=True)).to_be_hidden()
+
+
+async def test_who_leaves_the_page_stops_the_work_too(stage: Stage) -> None:
+    page = await stage.open()
+    await ask(page)
+    stage.allow(1)
+    await expect(answer(page)).to_have_text("The")
+    await page.goto("about:blank")
+    assert await stage.cancelled() == [job.id for job in stage.jobs]
+
+
+async def test_a_cancel_before_the_answers_head_reaches_the_job(stage: Stage) -> None:
+    """The job has no name on the page yet; the cancel catches up with it."""
+    page = await stage.open()
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def late(route: Route) -> None:
+        asked.set()
+        await go_on.wait()
+        await route.continue_()
+
+    await page.route("**/v1/describe", late)
+    await ask(page)
+    await asked.wait()
+    await page.get_by_role("button", name="Cancel", exact=True).click()
+    await expect(panel(page).locator(".status")).to_contain_text("Cancelled")
+    go_on.set()
+    assert await stage.cancelled() == [job.id for job in stage.jobs]
