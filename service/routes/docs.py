@@ -17,7 +17,7 @@ from service.routes.playground import HEADERS, STATIC
 
 PAGE = "docs.html"
 ASSETS = ("swagger-ui-bundle.js", "swagger-ui.css")
-# Swagger UI draws with data: images and makes markup of Markdown, so no Trusted Types; else as the playground.
+# As the playground's, but Swagger UI draws with data: images, and makes markup of Markdown: no Trusted Types.
 CONTENT_SECURITY_POLICY = "; ".join(
     (
         "default-src 'none'",

@@ -1,0 +1,16 @@
+"""How both clients set up httpx."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+CONNECT_TIMEOUT_S = 10.0
+
+
+def http_options(url: str, api_key: str | None, timeout_s: float) -> dict[str, Any]:
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    timeout = httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S)
+    return {"base_url": url, "headers": headers, "timeout": timeout}

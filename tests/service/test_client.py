@@ -1,0 +1,337 @@
+"""The Python client, sync and async, against a gateway on a port: answers, jobs, cut connections, retries."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import settings as bounded
+from hypothesis import strategies as st
+
+from service.client import (
+    AsyncClient,
+    Client,
+    Conflict,
+    DeadlineExceeded,
+    Description,
+    NotFound,
+    Refused,
+    Retry,
+    ServerFailed,
+    TokenEvent,
+    TooBusy,
+    Unavailable,
+    Unreachable,
+)
+from service.client.errors import BY_STATUS, of_response, retry_after_s
+from service.client.events import EventDecoder, SentEvent
+from service.client.retry import Failures
+from service.protocol import ErrorData
+from service.settings import GatewaySettings
+from tests.e2e.playground.scene_worker import TEXT as SCENE_TEXT
+from tests.e2e.playground.scene_worker import SteppedWorker
+from tests.service.cutting_proxy import cutting_proxy
+from tests.service.gateway_fixture import Live, eventually
+from tests.service.scripted_worker import WORDS, ScriptedWorker, failing
+from tests.service.test_describe import PNG
+
+TEXT = "".join(WORDS)
+Asleep = Callable[[float], None]
+
+
+class Both:
+    """The two clients behind one async face; `asleep` is called instead of each wait."""
+
+    def __init__(self, kind: str, url: str, asleep: Asleep, retry: Retry) -> None:
+        async def asleep_async(wait_s: float) -> None:
+            asleep(wait_s)
+
+        self.sync = Client(url, retry=retry, sleep=asleep) if kind == "sync" else None
+        self.aio = AsyncClient(url, retry=retry, sleep=asleep_async) if kind == "async" else None
+
+    async def call(self, name: str, *args: Any, **options: Any) -> Any:
+        if self.sync is not None:
+            return await asyncio.to_thread(getattr(self.sync, name), *args, **options)
+        return await getattr(self.aio, name)(*args, **options)
+
+    async def stream(self, *args: Any, **options: Any) -> list[TokenEvent | Description]:
+        if self.sync is not None:
+            return await asyncio.to_thread(lambda: list(self.sync.stream(*args, **options)))  # type: ignore[union-attr]
+        assert self.aio is not None
+        return [event async for event in self.aio.stream(*args, **options)]
+
+    async def first_of(self, *args: Any, **options: Any) -> None:
+        """Drops the stream behind its first event."""
+        if self.sync is not None:
+            events = self.sync.stream(*args, **options)
+            await asyncio.to_thread(next, events)
+            await asyncio.to_thread(events.close)
+            return
+        assert self.aio is not None
+        stream = self.aio.stream(*args, **options)
+        await anext(stream)
+        await stream.aclose()
+
+    async def close(self) -> None:
+        if self.sync is not None:
+            self.sync.close()
+        if self.aio is not None:
+            await self.aio.aclose()
+
+
+@pytest.fixture(params=["sync", "async"])
+async def both(request: pytest.FixtureRequest) -> AsyncIterator[Callable[..., Both]]:
+    made: list[Both] = []
+
+    def make(url: str, asleep: Asleep = lambda _wait_s: None, retry: Retry | None = None) -> Both:
+        made.append(Both(request.param, url, asleep, retry or Retry()))
+        return made[-1]
+
+    yield make
+    for one in made:
+        await one.close()
+
+
+async def test_an_answer(live: Live, worker: ScriptedWorker, both: Callable[..., Both]) -> None:
+    answer = await both(live.url).call(
+        "describe", PNG, prompt="What is it?", max_tokens=9, quality="balanced", include="token_map"
+    )
+    assert (answer.text, answer.model, answer.finish_reason) == (TEXT, "scripted", "stop")
+    assert answer.token_map.grid == (6, 6)
+    (job,) = worker.jobs
+    assert (job.prompt, job.params.max_tokens, job.params.retained_tokens) == ("What is it?", 9, 16)
+
+
+async def test_a_stream_is_rounds_and_then_the_answer(
+    live: Live, worker: ScriptedWorker, both: Callable[..., Both]
+) -> None:
+    *rounds, last = await both(live.url).stream(PNG)
+    assert [part.text for part in rounds] == list(WORDS)
+    assert isinstance(last, Description)
+    assert last.text == TEXT
+
+
+async def test_pictures_come_as_paths_bytes_and_files(
+    live: Live, worker: ScriptedWorker, both: Callable[..., Both], tmp_path: Path
+) -> None:
+    (tmp_path / "picture.png").write_bytes(PNG)
+    client = both(live.url)
+    for picture in (tmp_path / "picture.png", str(tmp_path / "picture.png"), io.BytesIO(PNG), [PNG, PNG]):
+        assert (await client.call("describe", picture)).text == TEXT
+    assert [len(job.images) for job in worker.jobs] == [1, 1, 1, 2]
+
+
+# --- jobs ---
+
+
+async def test_a_job_is_asked_for_watched_and_awaited(
+    live: Live, worker: ScriptedWorker, both: Callable[..., Both]
+) -> None:
+    client = both(live.url)
+    worker.hold()
+    job = await client.call("submit", PNG)
+    assert job.status in ("queued", "running")
+    worker.resume()
+    assert (await client.call("wait", job.id)).text == TEXT
+    assert (await client.call("job", job.id)).status == "completed"
+    assert [model["id"] for model in await client.call("models")] == ["scripted"]
+
+
+async def test_a_cancelled_job_says_so_to_who_waits(
+    live: Live, worker: ScriptedWorker, both: Callable[..., Both]
+) -> None:
+    client = both(live.url)
+    worker.hold()
+    job = await client.call("submit", PNG)
+    await eventually(lambda: bool(worker.jobs))
+    await client.call("cancel", job.id)
+    with pytest.raises(Conflict) as raised:
+        await client.call("wait", job.id)
+    assert raised.value.code == "cancelled"
+
+
+async def test_who_drops_a_stream_stops_the_work(
+    live: Live, both: Callable[..., Both], settings: GatewaySettings
+) -> None:
+    with SteppedWorker(settings.redis) as worker:
+        worker.allow(1)
+        await both(live.url).first_of(PNG)
+        await eventually(lambda: worker.cancelled == [worker.jobs[0].id])
+
+
+async def test_a_stream_under_ones_own_key_can_be_dropped_and_taken_up(
+    live: Live, both: Callable[..., Both], settings: GatewaySettings
+) -> None:
+    with SteppedWorker(settings.redis) as worker:
+        worker.allow(1)
+        client = both(live.url)
+        await client.first_of(PNG, idempotency_key="mine")
+        worker.allow()
+        assert (await client.call("describe", PNG, idempotency_key="mine")).text == SCENE_TEXT
+        assert len(worker.jobs) == 1
+
+
+async def test_a_cancelled_task_stops_the_work(live: Live, worker: ScriptedWorker) -> None:
+    worker.hold()
+    async with AsyncClient(live.url) as client:
+        asking = asyncio.create_task(client.describe(PNG))
+        await eventually(lambda: bool(worker.jobs))
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        await eventually(lambda: worker.cancelled == [worker.jobs[0].id])
+
+
+# --- connections that break ---
+
+
+@pytest.mark.parametrize("cut_at", [0, 40, 500, 620, 700, 800, 900, 1000])
+async def test_cut_at_any_byte_the_answer_is_the_same(
+    live: Live, worker: ScriptedWorker, both: Callable[..., Both], cut_at: int
+) -> None:
+    """Within the head, within an event, between two: no event twice, none missing, one job."""
+    async with cutting_proxy(live.url) as proxy:
+        proxy.cut_at, proxy.cuts_left = cut_at, 2
+        *rounds, last = await both(proxy.url).stream(PNG)
+        assert proxy.connections >= 2
+    assert [part.text for part in rounds] == list(WORDS)
+    assert isinstance(last, Description)
+    assert last.text == TEXT
+    assert len(worker.jobs) == 1
+
+
+async def test_what_stays_broken_is_given_up(
+    live: Live, worker: ScriptedWorker, both: Callable[..., Both]
+) -> None:
+    async with cutting_proxy(live.url) as proxy:
+        proxy.cut_at, proxy.cuts_left = 0, 100
+        waits: list[float] = []
+        with pytest.raises(Unreachable):
+            await both(proxy.url, waits.append, Retry(attempts=3)).call("describe", PNG)
+    assert len(waits) == 3
+    assert waits == sorted(waits)
+
+
+async def test_nobody_there(both: Callable[..., Both]) -> None:
+    with pytest.raises(Unreachable):
+        await both("http://127.0.0.1:9", retry=Retry(attempts=1)).call("models")
+
+
+# --- refusals and retries ---
+
+
+async def test_a_wait_is_as_long_as_the_service_asks(
+    live: Live, both: Callable[..., Both], settings: GatewaySettings
+) -> None:
+    """No worker is ready: 503 with Retry-After; then one is, and the same call answers."""
+    waits: list[float] = []
+    with ScriptedWorker(settings.redis) as late:
+        late.heartbeat(draining=True)
+
+        def asleep(wait_s: float) -> None:
+            waits.append(wait_s)
+            late.heartbeat()
+
+        assert (await both(live.url, asleep).call("describe", PNG)).text == TEXT
+    (wait_s,) = waits
+    assert wait_s >= 5
+
+
+async def test_a_wait_that_is_too_long_is_an_error(live: Live, both: Callable[..., Both]) -> None:
+    impatient = both(live.url, retry=Retry(longest_wait_s=2))
+    with pytest.raises(Unavailable) as raised:
+        await impatient.call("describe", PNG)
+    assert (raised.value.code, raised.value.retry_after_s) == ("no_worker", 5)
+
+
+async def test_a_bad_field_is_not_tried_again(
+    live: Live, worker: ScriptedWorker, both: Callable[..., Both]
+) -> None:
+    waits: list[float] = []
+    client = both(live.url, waits.append)
+    with pytest.raises(Refused) as raised:
+        await client.call("describe", PNG, max_tokens=0)
+    assert (raised.value.status, raised.value.param) == (400, "max_tokens")
+    assert raised.value.request_id
+    with pytest.raises(NotFound):
+        await client.call("wait", "desc-" + "0" * 32)
+    assert not waits
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (ErrorData(message="Broke.", code="engine_error"), ServerFailed),
+        (ErrorData(message="Late.", code="deadline_exceeded"), DeadlineExceeded),
+        (ErrorData(message="Bad.", type="invalid_request_error", code="x", param="prompt"), Refused),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+async def test_an_error_event_is_raised(
+    live: Live,
+    worker: ScriptedWorker,
+    both: Callable[..., Both],
+    data: ErrorData,
+    kind: type[Exception],
+) -> None:
+    worker.script = failing(data)
+    with pytest.raises(kind, match=data.message) as raised:
+        await both(live.url).call("describe", PNG)
+    assert raised.value.__cause__ is None
+    assert len(worker.jobs) == 1
+
+
+# --- parts by themselves ---
+
+
+def test_every_status_has_its_error() -> None:
+    for status in range(400, 600):
+        failure = of_response(httpx.Response(status, text="<html>proxy</html>"))
+        assert isinstance(failure, BY_STATUS.get(status, Refused if status < 500 else ServerFailed))
+        assert str(status) in str(failure)
+
+
+def test_retry_after_is_seconds_or_a_date() -> None:
+    assert retry_after_s({"Retry-After": "7"}) == 7
+    soon = retry_after_s({"Retry-After": format_datetime(datetime.now(UTC) + timedelta(seconds=60))})
+    assert soon is not None
+    assert 50 < soon <= 60
+    assert retry_after_s({}) is retry_after_s({"Retry-After": "soon"}) is None
+
+
+def test_waits_double_up_to_the_longest_and_begin_anew() -> None:
+    failures = Failures(Retry(attempts=10, first_wait_s=1, longest_wait_s=4))
+    waits = [failures.again_in_s(TooBusy("busy")) for _ in range(5)]
+    for wait_s, full_s in zip(waits, (1, 2, 4, 4, 4), strict=True):
+        assert full_s / 2 <= wait_s <= full_s
+    failures.count = 0
+    assert failures.again_in_s(TooBusy("busy", retry_after_s=3)) >= 3
+
+
+WIRE = (
+    ': hi\n\nid: 1-1\nevent: token\ndata: {"t":"ä\u2028🐝"}\n\n'
+    "data: a\r\ndata: b\r\n\r\nid: 1-2\rdata: x\r\rdata: open"
+)
+EVENTS = [
+    SentEvent("1-1", "token", '{"t":"ä\u2028🐝"}'),
+    SentEvent("1-1", "message", "a\nb"),
+    SentEvent("1-2", "message", "x"),
+]
+
+
+@bounded(max_examples=100, deadline=None, derandomize=True)
+@given(st.lists(st.integers(0, len(WIRE.encode())), max_size=8))
+def test_events_are_read_whatever_the_chunks(cuts: list[int]) -> None:
+    wire, decoder = WIRE.encode(), EventDecoder()
+    bounds = [0, *sorted(cuts), len(wire)]
+    chunks = [wire[begin:end] for begin, end in pairwise(bounds)]
+    assert [event for chunk in chunks for event in decoder.feed(chunk)] == EVENTS
