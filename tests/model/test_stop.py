@@ -149,7 +149,8 @@ def test_resumed_past_its_stop_it_ends_at_once(extra: int) -> None:
     end = expected(tokens, ["cat"])
     assert end.finish_reason == "stop"
     assert len(end.token_ids) + extra <= len(tokens)
-    prompt = Prompt([1], [], 0, False, 0.0, False, tuple(tokens[: len(end.token_ids) + extra]))
+    delivered = tuple(tokens[: len(end.token_ids) + extra])
+    prompt = Prompt([1], [], 0, False, 0.0, False, resume_token_ids=delivered)
     generation = Generation(
         "r", prompt, 99, frozenset(), Detokenizer(decode), Times(0.0), stops=StopStrings(["cat"])
     )
