@@ -1,0 +1,125 @@
+"""A whole service of processes for one measurement: Redis, one gateway on one core, stub workers.
+
+On Linux the gateway (with its decoders, unless they are set free) has core 0 alone and everything else the
+rest. Invariant: what was started is stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import redis as redis_client
+
+from service.embedded_redis import EmbeddedRedis
+from service.launcher import free_port
+
+READY_S = 300.0
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass
+class Stage:
+    redis: redis_client.Redis
+    port: int
+    gateway_pid: int
+    environment: dict[str, str]
+
+    def commands(self) -> int:
+        info = self.redis.info("stats")
+        return int(info["total_commands_processed"])
+
+    def gateway_cpu_s(self) -> tuple[float, float]:
+        """Of the gateway's own process, and of its decoders."""
+        return cpu_s(self.gateway_pid), sum(map(cpu_s, descendants(self.gateway_pid)))
+
+    def gateway_rss_mb(self) -> float:
+        pages = int(Path(f"/proc/{self.gateway_pid}/statm").read_text().split()[1])
+        return round(pages * PAGE_BYTES / 1e6, 1)
+
+    @contextlib.contextmanager
+    def workers(self, count: int) -> Iterator[None]:
+        command = [sys.executable, "-m", "loadtest.stub_workers", str(count)]
+        with running(command, self.environment, elsewhere()):
+            await_ready(f"http://127.0.0.1:{self.port}", count)
+            yield
+
+
+@contextlib.contextmanager
+def stage() -> Iterator[Stage]:
+    with EmbeddedRedis() as server:
+        port = free_port("127.0.0.1")
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("TWIGSERVE_")}
+        environment |= {
+            "TWIGSERVE_REDIS_URL": server.url,
+            "TWIGSERVE_REDIS_SHARD": f"load{uuid.uuid4().hex[:8]}",
+            "TWIGSERVE_LOG_LEVEL": "warning",
+        }
+        gateway = [sys.executable, "-m", "service.cli", "gateway", "--port", str(port)]
+        pin(os.getpid(), elsewhere())
+        pin(server.pid, elsewhere())
+        with running(gateway, environment, {0}) as process:
+            yield Stage(redis_client.Redis.from_url(server.url), port, process.pid, environment)
+
+
+@contextlib.contextmanager
+def running(
+    command: list[str], environment: dict[str, str], cores: set[int]
+) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(command, env=environment)  # noqa: S603 - our own commands
+    pin(process.pid, cores)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def elsewhere() -> set[int]:
+    return set(range(os.cpu_count() or 1)) - {0} or {0}
+
+
+def pin(pid: int, cores: set[int]) -> None:
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(pid, cores)
+
+
+def await_ready(url: str, workers: int) -> None:
+    until = time.monotonic() + READY_S
+    with httpx.Client(trust_env=False) as client:
+        while time.monotonic() < until:
+            with contextlib.suppress(httpx.HTTPError):
+                response = client.get(url + "/readyz")
+                if response.status_code == 200 and response.json()["workers"] >= workers:
+                    return
+            time.sleep(0.1)
+    raise TimeoutError(f"{workers} workers were not ready within {READY_S:g} s")
+
+
+def cpu_s(pid: int) -> float:
+    with contextlib.suppress(OSError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
+    return 0.0
+
+
+def descendants(pid: int) -> list[int]:
+    """Of every thread: a child belongs to the one that started it."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            found += [int(child), *descendants(int(child))]
+    return found
