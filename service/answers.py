@@ -22,6 +22,8 @@ from service.schemas import (
     Usage,
 )
 
+SERVER_TIMING = "Server-Timing"
+
 
 class Answer:
     """One job as its gateway sees it. `arrived_at` is on `clock`: when the HTTP request came in.
@@ -84,6 +86,18 @@ class Answer:
             attempt=attempt,
             speculative_decoding=_speculative_decoding(done),
         )
+
+
+def server_timing(metrics: Metrics, total_s: float) -> dict[str, str]:
+    """The header by which browsers and tracing tools show where the time went (W3C Server Timing)."""
+    spent = {
+        "queue": metrics.queue_ms,
+        "encode": metrics.encode_ms,
+        "prefill": metrics.prefill_ms,
+        "decode": metrics.decode_ms,
+        "total": _ms(total_s),
+    }
+    return {SERVER_TIMING: ", ".join(f"{name};dur={ms:g}" for name, ms in spent.items())}
 
 
 def token_event(event: Event) -> TokenEvent:

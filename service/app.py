@@ -1,18 +1,16 @@
 """The gateway as an ASGI application: `create_app` puts broker, metrics, middleware and routes together.
 
-Invariant: the broker's one event reader lives exactly as long as the application.
+Invariant: the broker's one event reader and the image decoders live exactly as long as the application.
 Must not know: what any route does. The gateway process never imports torch.
 """
 
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import AsyncIterator
 from importlib.metadata import version
 
 from fastapi import FastAPI
-from PIL import Image
 
 from service.broker.base import GatewayBroker
 from service.broker.redis import RedisGatewayBroker
@@ -61,11 +59,10 @@ def max_body_bytes(settings: GatewaySettings) -> int:
 
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    # PIL only warns of a decompression bomb up to twice its limit; here that is a refusal too.
-    warnings.simplefilter("error", Image.DecompressionBombWarning)
     gateway: Gateway = app.state.gateway
     await gateway.broker.start()
     try:
         yield
     finally:
+        await gateway.images.close()
         await gateway.broker.close()

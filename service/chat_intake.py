@@ -13,7 +13,7 @@ import anyio.to_thread
 from fastapi import Request
 
 from service.errors import BadField
-from service.intake import Submission, decode_base64, json_body
+from service.intake import Picture, Submission, json_body, picture_of
 from service.schemas import DEFAULT_PROMPT, DescribeFields, GenerationFields
 from service.schemas_chat import DEFAULT_MODEL, ChatBody, ChatMessage, TextPart
 
@@ -69,13 +69,13 @@ def _text(message: ChatMessage | None) -> str:
     return "\n".join(part.text for part in parts if isinstance(part, TextPart))
 
 
-def _images(message: ChatMessage, index: int) -> list[bytes]:
-    images = []
+def _images(message: ChatMessage, index: int) -> list[Picture]:
+    images: list[Picture] = []
     for number, part in enumerate(message.content):
         if not isinstance(part, TextPart):
             param = f"messages[{index}].content[{number}].image_url.url"
             _refuse_bare_base64(part.image_url.url, param)
-            images.append(decode_base64(part.image_url.url, param))
+            images.append(picture_of(part.image_url.url, param))
     return images
 
 

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
-from service.answers import Answer
+from service.answers import Answer, server_timing
 from service.errors import ApiError, BodyTimeout, ClientGone, TooBusy, as_api_error
 from service.gateway import Accepted, Gateway
 from service.idempotency import read_idempotency
@@ -82,7 +82,8 @@ async def _answer(
     description = await unless_gone(request.receive, _whole(gateway, accepted, answer))
     if description is None:
         raise ClientGone("The client went away.")
-    return JSONResponse(words.whole(description), headers=headers)
+    timing = server_timing(description.metrics, answer.elapsed_s())
+    return JSONResponse(words.whole(description), headers=headers | timing)
 
 
 def _headers(accepted: Accepted) -> dict[str, str]:

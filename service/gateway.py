@@ -26,8 +26,10 @@ from service.errors import (
     Stopping,
     Unavailable,
 )
-from service.images import ImageLimits, ImagePreparer, PreparedImage
-from service.intake import Submission
+from service.image_pool import ImagePool
+from service.image_url import FetchLimits, ImageFetcher, ImageUrl
+from service.images import ImageLimits, PreparedImage
+from service.intake import Picture, Submission
 from service.metrics import GatewayMetrics
 from service.params import TextLimits, job_params
 from service.protocol import Event, ImageRef, Job, JobStatus, ModelCard, QueueStats, WorkerInfo
@@ -56,7 +58,10 @@ class Gateway:
         self.admission = Admission(settings.max_queued_jobs, settings.max_tokens_default)
         limits = ImageLimits(settings.max_image_bytes, settings.max_pixels)
         self._draining = self._released = False
-        self._images = ImagePreparer(limits, settings.decode_threads)
+        self.images = ImagePool(limits, settings.decode_processes)
+        self.fetcher = ImageFetcher(
+            FetchLimits(settings.image_url_hosts, settings.max_image_bytes, settings.image_url_timeout_s)
+        )
         self._text_limits = TextLimits(
             settings.max_prompt_chars, settings.max_tokens_default, settings.max_tokens_limit
         )
@@ -98,6 +103,9 @@ class Gateway:
     async def submit(
         self, submission: Submission, request_id: str, idempotency: Idempotency | None = None
     ) -> Accepted:
+        for image in submission.images:
+            if isinstance(image, ImageUrl):
+                self.fetcher.check(image)
         earlier = await self._earlier(idempotency)
         if earlier is not None:
             return Accepted(earlier.job, replayed=True, left_s=earlier.left_s)
@@ -156,9 +164,12 @@ class Gateway:
             await self.broker.cancel(job_id)
         return await self.job(job_id)
 
-    async def _prepare(self, images: Sequence[bytes], card: ModelCard) -> list[PreparedImage]:
+    async def _prepare(self, images: Sequence[Picture], card: ModelCard) -> list[PreparedImage]:
+        files = [
+            await self.fetcher.fetch(image) if isinstance(image, ImageUrl) else image for image in images
+        ]
         began = time.monotonic()
-        pictures = [await self._images.prepare(data, card.image) for data in images]
+        pictures = [await self.images.prepare(data, card.image) for data in files]
         self.metrics.preprocessed(time.monotonic() - began)
         return pictures
 

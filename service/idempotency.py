@@ -16,7 +16,8 @@ import anyio.to_thread
 
 from service.broker.base import Idempotency
 from service.errors import BadField
-from service.intake import Submission
+from service.image_url import ImageUrl
+from service.intake import Picture, Submission
 from service.schemas import DescribeFields
 
 HEADER = "Idempotency-Key"
@@ -34,12 +35,17 @@ async def read_idempotency(headers: Mapping[str, str], submission: Submission) -
     return Idempotency(hashlib.sha256(key.encode()).hexdigest(), fingerprint)
 
 
+def image_digest(image: Picture) -> str:
+    """Of a picture to be fetched its URL: a retry must not depend on what is there by then."""
+    return image.url if isinstance(image, ImageUrl) else hashlib.sha256(image).hexdigest()
+
+
 def fingerprint_of(submission: Submission) -> str:
     asked = {
         "kind": submission.kind,
         "model": submission.model,
         # Without defaults: a field that the next version adds must not change the digest.
         "fields": submission.fields.model_dump(mode="json", include=ASKED, exclude_defaults=True),
-        "images": [hashlib.sha256(image).hexdigest() for image in submission.images],
+        "images": [image_digest(image) for image in submission.images],
     }
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()

@@ -13,8 +13,6 @@ import hashlib
 from dataclasses import dataclass
 from io import BytesIO
 
-import anyio
-import anyio.to_thread
 from PIL import Image
 
 from service.errors import ApiError, TooLarge, UndecodableImage, UnsupportedMedia
@@ -64,18 +62,6 @@ class PreparedImage:
     width: int
     rgb: bytes
     sha256: str
-
-
-class ImagePreparer:
-    """Prepares off the event loop, at most `concurrency` pictures at once: that bounds memory too."""
-
-    def __init__(self, limits: ImageLimits, concurrency: int) -> None:
-        self._limits = limits
-        self._slots = anyio.CapacityLimiter(concurrency)
-
-    async def prepare(self, data: bytes, spec: ImageSpec) -> PreparedImage:
-        check_size(data, self._limits)  # before it waits for a slot
-        return await anyio.to_thread.run_sync(prepare, data, spec, self._limits, limiter=self._slots)
 
 
 def prepare(data: bytes, spec: ImageSpec, limits: ImageLimits) -> PreparedImage:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import anyio.to_thread
@@ -15,6 +16,7 @@ from fastapi import Request
 from starlette.datastructures import FormData, UploadFile
 
 from service.errors import BadField, BadRequest, UnsupportedMedia
+from service.image_url import ImageUrl, is_url
 from service.schemas import DescribeBody, DescribeFields
 
 # Structure only: how many pictures the model takes is the model card's to say.
@@ -22,13 +24,17 @@ MAX_FORM_FILES = 64
 MAX_FORM_FIELDS = 64
 LIST_FIELDS = frozenset({"stop", "include"})
 
+Picture = bytes | ImageUrl
+
 
 @dataclass(frozen=True)
 class Submission:
-    """model: the served name asked for, None for whichever there is. kind: begins the job's id."""
+    """images: as they came, or whence they are to be fetched. model: the served name asked for, None for
+    whichever there is. kind: begins the job's id.
+    """
 
     fields: DescribeFields
-    images: list[bytes]
+    images: Sequence[Picture]
     model: str | None = None
     kind: str = "desc"
 
@@ -59,14 +65,13 @@ async def json_body(request: Request, read: str = "application/json") -> bytes:
 
 def _from_json(body: bytes) -> Submission:
     fields = DescribeBody.model_validate_json(body, strict=True)
-    return Submission(fields, [decode_base64(text) for text in fields.image])
+    return Submission(fields, [picture_of(text) for text in fields.image])
 
 
-def decode_base64(text: str, param: str = "image") -> bytes:
-    """Standard base64, bare or in a data URL. Other URLs are refused: the service fetches nothing."""
-    if text[:8].lower().startswith(("http://", "https://")):
-        message = f"'{param}' is a URL; pictures are not fetched, send base64."
-        raise BadField(param, message, code="url_not_fetched")
+def picture_of(text: str, param: str = "image") -> Picture:
+    """Standard base64, bare or in a data URL; or a URL, which is not fetched here."""
+    if is_url(text):
+        return ImageUrl(text, param)
     if text[:5].lower() == "data:":
         head, comma, text = text.partition(",")
         if not comma or not head.lower().endswith(";base64"):
@@ -79,7 +84,7 @@ def decode_base64(text: str, param: str = "image") -> bytes:
 
 async def _from_form(form: FormData) -> Submission:
     texts: dict[str, str | list[str]] = {}
-    images: list[bytes] = []
+    images: list[Picture] = []
     for name, value in form.multi_items():
         if name == "image":
             images.append(await _file_bytes(value))

@@ -14,6 +14,16 @@ from service.schemas import TokenEvent
 from service.schemas_chat import ChatChunk
 from service.sse import MEDIA_TYPE
 
+HEADERS: dict[str, dict[str, Any]] = {
+    "X-Request-ID": {"description": "The request's id, also in the logs.", "schema": {"type": "string"}},
+    "Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}},
+    "Server-Timing": {
+        "description": "Of an answer that was not streamed: queue, encode, prefill, decode, total, in ms.",
+        "schema": {"type": "string"},
+    },
+}
+# Which of them a response has beyond the request id.
+STATUS_HEADERS = {"429": ("Retry-After",), "503": ("Retry-After",)}
 # The data of events, which no response refers to.
 STREAMED: tuple[type[BaseModel], ...] = (TokenEvent, ChatChunk)
 FASTAPIS_OWN = {"HTTPValidationError", "ValidationError"}
@@ -28,6 +38,9 @@ class Api(FastAPI):
             for operation in (op for methods in document["paths"].values() for op in methods.values()):
                 if "HTTPValidationError" in str(operation["responses"].get("422", "")):
                     del operation["responses"]["422"]
+                for status, response in operation["responses"].items():
+                    names = ("X-Request-ID", *STATUS_HEADERS.get(status, ()))
+                    response.setdefault("headers", {}).update({name: HEADERS[name] for name in names})
             schemas = document["components"]["schemas"]
             for name in FASTAPIS_OWN:
                 schemas.pop(name, None)

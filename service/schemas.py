@@ -80,7 +80,9 @@ class DescribeBody(DescribeFields):
     )
 
     image: Annotated[list[str], LoneOrList] = Field(
-        min_length=1, description="Base64 or a data URL; a list where the model takes several pictures."
+        min_length=1,
+        description="Base64, a data URL, or a URL of a host that the service is set up to fetch from;"
+        " a list where the model takes several pictures.",
     )
 
 

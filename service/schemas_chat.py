@@ -70,7 +70,9 @@ class TextPart(_Strict):
 
 
 class ImageUrl(_Strict):
-    url: str = Field(description="A data URL (base64). Other URLs are refused: nothing is fetched.")
+    url: str = Field(
+        description="A data URL (base64), or a URL of a host that the service is set up to fetch from."
+    )
     detail: Literal["auto", "low", "high"] | None = Field(
         None, description="Has no effect: the model has one picture size. See `quality`."
     )

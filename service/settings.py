@@ -52,6 +52,9 @@ class RedisSettings(_Settings):
 class GatewaySettings(_Settings):
     """max_pixels is checked from the header, before decoding. max_queued_jobs: over it, 429.
 
+    image_url_hosts: whence pictures are fetched by URL (`example.org`, `example.org:8443`, `*.example.org`);
+    with none, nothing is fetched. decode_processes bounds the memory of decoding: one picture each.
+
     worker_metrics_urls: expositions appended to our own; the launcher of the all-in-one service sets it.
     """
 
@@ -62,13 +65,15 @@ class GatewaySettings(_Settings):
     redis: RedisSettings = Field(default_factory=RedisSettings)
     max_image_bytes: int = Field(20 * 1024 * 1024, ge=1)
     max_pixels: int = Field(50_000_000, ge=1)
+    image_url_hosts: tuple[str, ...] = ()
+    image_url_timeout_s: float = Field(10.0, gt=0)
     max_prompt_chars: int = Field(32_768, ge=1)
     max_tokens_default: int = Field(128, ge=1)
     max_tokens_limit: int = Field(4096, ge=1)
     max_queued_jobs: int = Field(256, ge=1)
     request_timeout_s: float = Field(300.0, gt=0)
     sse_heartbeat_s: float = Field(10.0, gt=0)
-    decode_threads: int = Field(2, ge=1)
+    decode_processes: int = Field(2, ge=1)
     shutdown_s: float = Field(20.0, ge=0)
     worker_metrics_urls: tuple[str, ...] = ()
 

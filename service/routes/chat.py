@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request, Response
 from service.chat_intake import read_chat
 from service.chat_words import STREAM_EXAMPLE, ChatWords
 from service.exchange import Asked, exchange
-from service.openapi import event_stream, inlined
+from service.openapi import HEADERS, event_stream, inlined
 from service.routes.describe import IDEMPOTENCY_KEY
 from service.schemas import error_responses
 from service.schemas_chat import ChatBody, ChatCompletion
@@ -31,6 +31,7 @@ ANSWERS: dict[int | str, dict[str, Any]] = {
         "model": ChatCompletion,
         "description": "The completion; with `stream`, `chat.completion.chunk` objects, then `[DONE]`.",
         "content": event_stream(STREAM_EXAMPLE, "JSON: a ChatChunk or an ErrorBody; last, `[DONE]`."),
+        "headers": {"Server-Timing": HEADERS["Server-Timing"]},
     },
     **error_responses(400, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504),
 }

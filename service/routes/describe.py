@@ -14,6 +14,7 @@ from service.exchange import Asked, exchange
 from service.idempotency import HEADER, MAX_KEY_CHARS
 from service.intake import read_submission
 from service.jobs import prefers_async
+from service.openapi import HEADERS
 from service.schemas import DescribeBody, DescribeFields, Description, error_responses
 from service.schemas_jobs import JobObject
 
@@ -68,6 +69,7 @@ ANSWERS: dict[int | str, dict[str, Any]] = {
         "model": Description,
         "description": "The answer; with `stream`, `token` events (one a round), then `done` or `error`.",
         "content": STREAM,
+        "headers": {"Server-Timing": HEADERS["Server-Timing"]},
     },
     202: {
         "model": JobObject,

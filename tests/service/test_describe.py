@@ -50,6 +50,9 @@ def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
 async def test_the_answer_is_whole(client: httpx.AsyncClient, worker: ScriptedWorker) -> None:
     response = await post_form(client, quality="balanced")
     assert response.status_code == 200, response.text
+    timing = dict(part.split(";dur=") for part in response.headers["Server-Timing"].split(", "))
+    assert (timing["queue"], timing["encode"], timing["prefill"], timing["decode"]) == ("1", "2", "3", "500")
+    assert float(timing["total"]) > 0
     answer = response.json()
     metrics = answer.pop("metrics")
     assert metrics.pop("time_to_first_token_ms") > 0

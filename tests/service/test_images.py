@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from service.errors import TooLarge, UndecodableImage, UnsupportedMedia
-from service.images import ImageLimits, ImagePreparer, PreparedImage, prepare
+from service.images import ImageLimits, PreparedImage, prepare
 from service.protocol import ImageSpec
 from tests.service.pictures import encoded, huge_png, noise
 
@@ -227,11 +227,3 @@ def test_hostile_bytes_never_escape_the_tree() -> None:
                 broken[at] = rng.integers(0, 256)
             with contextlib.suppress(TooLarge, UndecodableImage):
                 prepare(bytes(broken), SQUARE, LIMITS)
-
-
-async def test_preparer_runs_off_the_event_loop() -> None:
-    preparer = ImagePreparer(LIMITS, concurrency=1)
-    data = encoded(noise(40, 40), "PNG")
-    assert await preparer.prepare(data, SQUARE) == prepare(data, SQUARE, LIMITS)
-    with pytest.raises(UndecodableImage):
-        await preparer.prepare(b"", SQUARE)

@@ -60,6 +60,19 @@ def test_one_error_shape(api: dict[str, Any]) -> None:
                 assert schema["$ref"] == "#/components/schemas/ErrorBody", (path, method, status)
 
 
+def test_headers_of_responses(api: dict[str, Any]) -> None:
+    for path, method, operation in operations(api):
+        for status, response in operation["responses"].items():
+            assert "X-Request-ID" in response["headers"], (path, method, status)
+            assert ("Retry-After" in response["headers"]) == (status in ("429", "503")), (
+                path,
+                method,
+                status,
+            )
+    for path in ("/v1/describe", "/v1/chat/completions"):
+        assert "Server-Timing" in api["paths"][path]["post"]["responses"]["200"]["headers"]
+
+
 def test_routes_have_a_summary_and_a_tag(api: dict[str, Any]) -> None:
     for path, method, operation in operations(api):
         assert operation["summary"], (path, method)

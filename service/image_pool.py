@@ -1,0 +1,157 @@
+"""Processes that decode pictures, so that neither a large nor a hostile one can hold the gateway's streams.
+
+Invariant: at most `processes` pictures are decoded at once (the rest wait with their own bytes); a child
+that crashes, hangs or is left in the middle is killed and replaced, and touches no picture but its own.
+A picture that kills two children is refused. Children are recycled after `MAX_PICTURES`.
+Not a `ProcessPoolExecutor`: a crash there fails every picture in flight, and nothing ends a hung child.
+Must not know: how a picture is decoded (`image_child`), HTTP, the queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import multiprocessing
+import socket
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from service.errors import ApiError, UndecodableImage
+from service.image_child import HEADER, answer_of, ask, main
+from service.images import ImageLimits, PreparedImage, check_size
+from service.protocol import ImageSpec
+
+log = logging.getLogger(__name__)
+
+MAX_PICTURES = 2_000
+TIMEOUT_S = 30.0
+EXIT_S = 2.0
+READ_BUFFER_BYTES = 1 << 20
+# A fork server forks children in milliseconds from a process that has PIL loaded and no threads.
+METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+
+
+class ChildLost(Exception):  # noqa: N818 - what happened to it
+    """The process died or said nothing for too long."""
+
+
+class Child:
+    """One decoder process; broken once `prepare` was left by anything but its own answer."""
+
+    def __init__(
+        self, process: BaseProcess, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self._process, self._reader, self._writer = process, reader, writer
+        self.pictures = 0
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid
+
+    @classmethod
+    async def start(cls) -> Child:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = await asyncio.to_thread(_start, theirs)
+        ours.setblocking(False)
+        return cls(process, *await asyncio.open_connection(sock=ours, limit=READ_BUFFER_BYTES))
+
+    async def prepare(self, request: bytes, timeout_s: float) -> PreparedImage:
+        self.pictures += 1
+        try:
+            async with asyncio.timeout(timeout_s):
+                self._writer.write(request)
+                await self._writer.drain()
+                meta_bytes, body_bytes = HEADER.unpack(await self._reader.readexactly(HEADER.size))
+                meta = json.loads(await self._reader.readexactly(meta_bytes))
+                body = await self._reader.readexactly(body_bytes)
+        except (OSError, EOFError, TimeoutError) as lost:
+            raise ChildLost(type(lost).__name__) from lost
+        return answer_of(meta, body)
+
+    async def end(self, *, kill: bool = False) -> None:
+        self._writer.close()
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
+        if kill:
+            self._process.kill()
+        await asyncio.to_thread(_reap, self._process)
+
+
+def _start(pipe: socket.socket) -> BaseProcess:
+    context: Any = multiprocessing.get_context(METHOD)  # typeshed's base class has no Process
+    context.set_forkserver_preload(["service.image_child"])
+    process: BaseProcess = context.Process(target=main, args=(pipe,), name="image-decoder", daemon=True)
+    process.start()
+    return process
+
+
+def _reap(process: BaseProcess) -> None:
+    process.join(EXIT_S)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    process.close()
+
+
+class ImagePool:
+    """Children start when they are first needed. `close` ends them all."""
+
+    def __init__(self, limits: ImageLimits, processes: int, timeout_s: float = TIMEOUT_S) -> None:
+        self._limits = limits
+        self._timeout_s = timeout_s
+        self._slots = asyncio.Semaphore(processes)
+        self._idle: list[Child] = []
+        self._busy: set[Child] = set()
+
+    @property
+    def pids(self) -> list[int]:
+        return [child.pid for child in (*self._idle, *self._busy) if child.pid is not None]
+
+    async def prepare(self, data: bytes, spec: ImageSpec) -> PreparedImage:
+        check_size(data, self._limits)  # before it waits for a slot
+        request = ask(data, spec, self._limits)
+        async with self._slots:
+            try:
+                return await self._try(request)
+            except ChildLost as first:
+                # Whoever killed it, the picture may be innocent: it has a second chance in a fresh process.
+                log.warning("image decoder lost", extra={"reason": str(first), "image_bytes": len(data)})
+            try:
+                return await self._try(request, fresh=True)
+            except ChildLost as second:
+                log.warning("image refused: it ended two decoders", extra={"reason": str(second)})
+                message = "The image could not be decoded: its decoder ran out of memory, crashed, or hung."
+                raise UndecodableImage(message, param="image") from second
+
+    async def _try(self, request: bytes, *, fresh: bool = False) -> PreparedImage:
+        child = self._idle.pop() if self._idle and not fresh else await Child.start()
+        self._busy.add(child)
+        try:
+            picture = await child.prepare(request, self._timeout_s)
+        except ApiError:
+            await self._give_back(child)
+            raise
+        except BaseException:
+            await self._drop(child, kill=True)
+            raise
+        await self._give_back(child)
+        return picture
+
+    async def _give_back(self, child: Child) -> None:
+        if child.pictures >= MAX_PICTURES:
+            await self._drop(child)
+        else:
+            self._busy.discard(child)
+            self._idle.append(child)
+
+    async def _drop(self, child: Child, *, kill: bool = False) -> None:
+        self._busy.discard(child)
+        await child.end(kill=kill)
+
+    async def close(self) -> None:
+        children, self._idle = [*self._idle, *self._busy], []
+        self._busy.clear()
+        await asyncio.gather(*(child.end(kill=True) for child in children))
