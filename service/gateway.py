@@ -40,6 +40,8 @@ JOB_ID = re.compile(r"[a-z]{1,16}-[0-9a-f]{32}")
 # The worker ends a job at its deadline; the gateway steps in only where no worker did.
 DEADLINE_GRACE_S = 2.0
 
+Look = tuple[QueueStats, list[WorkerInfo]]
+
 
 @dataclass(frozen=True)
 class Accepted:
@@ -58,6 +60,8 @@ class Gateway:
         self.admission = Admission(settings.max_queued_jobs, settings.max_tokens_default)
         limits = ImageLimits(settings.max_image_bytes, settings.max_pixels)
         self._draining = self._released = False
+        self._seen: Look | None = None
+        self._seen_at = 0.0
         self.images = ImagePool(limits, settings.decode_processes)
         self.fetcher = ImageFetcher(
             FetchLimits(settings.image_url_hosts, settings.max_image_bytes, settings.image_url_timeout_s)
@@ -75,24 +79,31 @@ class Gateway:
         self._released = True
         self.broker.release()
 
-    async def look(self) -> tuple[QueueStats, list[WorkerInfo]]:
-        """The queue, and the workers that take new jobs."""
-        with queue_errors():
-            queue = await self.broker.queue_stats()
-            return queue, [worker for worker in await self.broker.workers() if not worker.draining]
+    async def look(self, max_age_s: float = 0.0) -> Look:
+        """The queue, and the workers that take new jobs; or what was seen so long ago at most.
 
-    async def ready(self) -> tuple[QueueStats, list[WorkerInfo]]:
+        A burst then costs one look, not one for each request and each worker of the fleet.
+        """
+        if self._seen is None or time.monotonic() - self._seen_at >= max_age_s:
+            began = time.monotonic()
+            with queue_errors():
+                queue = await self.broker.queue_stats()
+                workers = [worker for worker in await self.broker.workers() if not worker.draining]
+            self._seen, self._seen_at = (queue, workers), began
+        return self._seen
+
+    async def ready(self, max_age_s: float = 0.0) -> Look:
         """As `look`, with at least one worker, else 503."""
         if self._draining:
             raise Stopping("This gateway is stopping.", retry_after_s=RETRY_AFTER_S)
-        queue, workers = await self.look()
+        queue, workers = await self.look(max_age_s)
         if not workers:
             raise NoWorker("No worker is ready.", retry_after_s=RETRY_AFTER_S)
         return queue, workers
 
     async def open_card(self, model: str | None = None) -> ModelCard:
         """The card of the model that would run a job now; refuses where none would, or too many wait."""
-        queue, workers = await self.ready()
+        queue, workers = await self.ready(self.settings.look_age_s)
         cards = [worker.card for worker in sorted(workers, key=lambda worker: worker.worker_id)]
         cards = [card for card in cards if model in (None, card.model_id)]
         if not cards:

@@ -55,6 +55,8 @@ class GatewaySettings(_Settings):
     image_url_hosts: whence pictures are fetched by URL (`example.org`, `example.org:8443`, `*.example.org`);
     with none, nothing is fetched. decode_processes bounds the memory of decoding: one picture each.
 
+    look_age_s: how old the view of queue and fleet may be against which a request is admitted.
+
     worker_metrics_urls: expositions appended to our own; the launcher of the all-in-one service sets it.
     """
 
@@ -71,6 +73,7 @@ class GatewaySettings(_Settings):
     max_tokens_default: int = Field(128, ge=1)
     max_tokens_limit: int = Field(4096, ge=1)
     max_queued_jobs: int = Field(256, ge=1)
+    look_age_s: float = Field(0.1, ge=0, le=5)
     request_timeout_s: float = Field(300.0, gt=0)
     sse_heartbeat_s: float = Field(10.0, gt=0)
     decode_processes: int = Field(2, ge=1)
