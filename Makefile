@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # torch's CPU build where there is no NVIDIA GPU; with one, pip chooses.
 CONSTRAINT := $(if $(shell command -v nvidia-smi 2>/dev/null),,-c constraints.txt)
 
-.PHONY: install serve test check fmt bench data train image loadtest dashboards
+.PHONY: install serve test check fmt bench data train image loadtest cluster-drill dashboards
 
 install: $(VENV)/.installed
 
@@ -55,6 +55,9 @@ image:               ## gateway and CPU worker images, with buildah, podman or d
 
 loadtest: install    ## two minutes of load against `twigserve serve`; ARGS="--scenario ramp --url http://…"
 	$(BIN)/python -m loadtest $(ARGS)
+
+cluster-drill: install ## several hosts on one machine, rolled and cut under load; needs root. ARGS="--engine embedded"
+	$(BIN)/python -m loadtest.cluster $(ARGS)
 
 dashboards: install  ## the dashboards' JSON and the Kubernetes rules, from monitoring/
 	$(BIN)/python -m monitoring

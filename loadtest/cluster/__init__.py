@@ -1,0 +1,1 @@
+"""Several hosts on one machine: every process of the service in a network namespace of its own."""
