@@ -10,8 +10,10 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.redis_url import parse_redis_url
 
 ENV_PREFIX = "TWIGSERVE_"
 
@@ -29,7 +31,10 @@ class _Settings(BaseSettings):
 
 
 class RedisSettings(_Settings):
-    """url: redis://, rediss:// or unix:// as redis-py reads it. shard: the hash tag of all our keys.
+    """url: redis://, rediss:// or unix:// as redis-py reads it, or redis+sentinel:// (`redis_url`).
+
+    shard: the hash tag of all our keys. min_replicas: a job is accepted once so many replicas have it, or
+    refused after replica_timeout_s.
 
     lease_s must be the same in every worker: reclaiming uses the reclaimer's own.
     """
@@ -47,6 +52,14 @@ class RedisSettings(_Settings):
     result_ttl_s: int = Field(900, ge=1)
     max_events: int = Field(65_536, ge=64)
     max_dead: int = Field(10_000, ge=1)
+    min_replicas: int = Field(0, ge=0, le=8)
+    replica_timeout_s: float = Field(1.0, gt=0)
+
+    @field_validator("url")
+    @classmethod
+    def _readable_url(cls, url: SecretStr) -> SecretStr:
+        parse_redis_url(url.get_secret_value())
+        return url
 
 
 class GatewaySettings(_Settings):

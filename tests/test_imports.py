@@ -124,7 +124,7 @@ def test_protocol_lies_below_everything() -> None:
 
 
 def test_broker_knows_only_protocol_and_settings() -> None:
-    below = ("service.broker", "service.protocol", "service.settings")
+    below = ("service.broker", "service.protocol", "service.settings", "service.redis_url")
     wrong = [
         one
         for path in sources("service/broker")

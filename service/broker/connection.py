@@ -21,7 +21,9 @@ from redis.exceptions import MasterDownError, OutOfMemoryError, ReadOnlyError, T
 from redis.retry import Retry
 
 from service.broker.base import BrokerUnavailable
+from service.broker.sentinel import async_sentinel_client, sentinel_client
 from service.protocol import Keys
+from service.redis_url import parse_redis_url
 from service.settings import RedisSettings
 
 # redis-py's ConnectionError also covers loading and failed authentication.
@@ -50,19 +52,25 @@ def _options(settings: RedisSettings) -> dict[str, Any]:
 
 
 def sync_client(settings: RedisSettings) -> redis.Redis:
-    url = settings.url.get_secret_value()
-    return redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **_options(settings))
+    url, options = settings.url.get_secret_value(), _options(settings) | {"retry": Retry(NoBackoff(), 0)}
+    behind = parse_redis_url(url)
+    if behind is not None:
+        return sentinel_client(behind, options)
+    return redis.Redis.from_url(url, **options)
 
 
 def async_client(settings: RedisSettings) -> redis.asyncio.Redis:
     """Its pool makes a burst of requests wait for a connection instead of refusing them."""
-    pool = redis.asyncio.BlockingConnectionPool.from_url(
-        settings.url.get_secret_value(),
-        max_connections=_GATEWAY_CONNECTIONS,
-        timeout=settings.command_timeout_s,
-        retry=AsyncRetry(NoBackoff(), 0),
-        **_options(settings),
-    )
+    url, options = settings.url.get_secret_value(), _options(settings)
+    options |= {
+        "max_connections": _GATEWAY_CONNECTIONS,
+        "timeout": settings.command_timeout_s,
+        "retry": AsyncRetry(NoBackoff(), 0),
+    }
+    behind = parse_redis_url(url)
+    if behind is not None:
+        return async_sentinel_client(behind, options)
+    pool = redis.asyncio.BlockingConnectionPool.from_url(url, **options)
     return redis.asyncio.Redis.from_pool(pool)
 
 

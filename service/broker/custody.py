@@ -116,7 +116,7 @@ class Custody:
             held.events.append(event)
 
     def disown(self, job: Job) -> None:
-        """Nobody was promised this job, and it may be queued all the same: it is to be cancelled."""
+        """Nobody was promised this job, and it may be queued all the same: it is to go."""
         self._disowned.append(job.id)
 
     def _drop(self, job_id: str) -> None:
@@ -136,7 +136,7 @@ class Custody:
 
     async def check(self) -> None:
         """Looks once for every job that is held or awaited here."""
-        await self._cancel_disowned()
+        await self._withdraw_disowned()
         now = self._clock()
         for job_id in [job_id for job_id, held in self._held.items() if held.until <= now]:
             self._drop(job_id)
@@ -166,9 +166,9 @@ class Custody:
         if await self._call("restore", *held.arguments(self._clock())):
             log.warning("job put back", extra={"job_id": held.job.id, "events": len(held.events)})
 
-    async def _cancel_disowned(self) -> None:
+    async def _withdraw_disowned(self) -> None:
         while self._disowned:
-            await self._call("cancel", self._disowned[-1])
+            await self._call("withdraw", self._disowned[-1])
             self._disowned.pop()
 
 

@@ -24,6 +24,7 @@ from service.broker.connection import (
 )
 from service.broker.custody import Custody, key_and_fingerprint
 from service.broker.reader import EventReader
+from service.broker.sentinel import close_sentinels
 from service.protocol import (
     TERMINAL,
     Event,
@@ -38,8 +39,12 @@ from service.settings import RedisSettings
 
 log = logging.getLogger("twigserve.broker")
 
-_SCRIPTS = ("submit", "cancel", "stats", "survey", "restore")
+_SCRIPTS = ("submit", "withdraw", "cancel", "stats", "survey", "restore")
 _INBOX_TTL_S = 3600
+
+
+class _TooFewReplicas(BrokerUnavailable):
+    pass
 
 
 class RedisGatewayBroker:
@@ -63,6 +68,7 @@ class RedisGatewayBroker:
         await self._custody.stop()
         await self._reader.stop()
         await self._client.aclose()
+        await close_sentinels(self._client)
 
     def release(self) -> None:
         self._reader.release()
@@ -77,6 +83,9 @@ class RedisGatewayBroker:
     ) -> bool:
         try:
             added = await self._submit(job, blobs, idempotency)
+        except _TooFewReplicas:
+            await self._withdraw(job)
+            raise
         except BrokerUnavailable:
             # Whether the script ran is not known: the same again changes nothing, or accepts it.
             try:
@@ -93,7 +102,23 @@ class RedisGatewayBroker:
         left_ms = "" if job.deadline_at is None else int((job.deadline_at - job.created_at) * 1000)
         key, fingerprint = key_and_fingerprint(idempotency)
         images = [part for pair in blobs.items() for part in pair]
-        return bool(await self._run("submit", job.id, job.encode(), left_ms, key, fingerprint, *images))
+        args = (job.id, job.encode(), left_ms, key, fingerprint, *images)
+        if not self._settings.min_replicas:
+            return bool(await self._run("submit", *args))
+        async with self._client.client() as alone:  # WAIT speaks of what its own connection has written
+            added = bool(await self._run("submit", *args, client=alone))
+            with translated():
+                timeout_ms = int(self._settings.replica_timeout_s * 1000)
+                replicas = await alone.wait(self._settings.min_replicas, timeout_ms)
+        if replicas < self._settings.min_replicas:
+            raise _TooFewReplicas(f"{replicas} of {self._settings.min_replicas} replicas have the job")
+        return added
+
+    async def _withdraw(self, job: Job) -> None:
+        try:
+            await self._run("withdraw", job.id)
+        except BrokerUnavailable:
+            self._custody.disown(job)
 
     async def keyed_job(self, key: str) -> KeyedJob | None:
         with translated():
@@ -174,10 +199,12 @@ class RedisGatewayBroker:
     def _lost(self, job_id: str) -> None:
         self._reader.fail(job_id, JobNotFound(job_id))
 
-    async def _run(self, name: str, *args: str | bytes | int) -> Any:
+    async def _run(self, name: str, *args: str | bytes | int, client: Any = None) -> Any:
         try:
             with translated():
-                return await self._scripts[name](keys=[self._keys.jobs], args=[*self._header, *args])
+                return await self._scripts[name](
+                    keys=[self._keys.jobs], args=[*self._header, *args], client=client
+                )
         except BrokerUnavailable as error:
             if met_a_replica(error):
                 await self._client.connection_pool.disconnect()

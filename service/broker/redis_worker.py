@@ -29,9 +29,11 @@ class RedisWorkerBroker:
         self._header = script_header(self._keys, settings)
         self._scripts = {name: self._client.register_script(script_source(name)) for name in _SCRIPTS}
         self._cursor: bytes | str = "0-0"
+        self._away_since: float | None = None
+        self._spare: tuple[float, float] = (0.0, 0.0)  # until when, and by how much leases are longer
 
     def claim(self, limit: int) -> ClaimBatch:
-        lease_ms = int(self._settings.lease_s * 1000)
+        lease_ms = int((self._settings.lease_s + self._spared_s()) * 1000)
         run = uuid.uuid4().hex
         reply = self._run("claim", limit, lease_ms, self._settings.max_deliveries, self._cursor, run)
         self._cursor, rows = reply[0], reply[1]
@@ -85,11 +87,28 @@ class RedisWorkerBroker:
     def close(self) -> None:
         self._client.close()
 
+    def _spared_s(self) -> float:
+        """In an outage nobody could renew a lease: what it lasted does not count, until they had time to."""
+        now = time.monotonic()
+        if self._away_since is not None:
+            return now - self._away_since
+        until, spared_s = self._spare
+        return spared_s if now < until else 0.0
+
+    def _back(self) -> None:
+        away_since, self._away_since = self._away_since, None
+        if away_since is not None:
+            now = time.monotonic()
+            self._spare = now + self._settings.lease_s, now - away_since
+
     def _run(self, name: str, *args: str | bytes | int) -> Any:
         try:
             with translated():
-                return self._scripts[name](keys=[self._keys.jobs], args=[*self._header, *args])
+                answer = self._scripts[name](keys=[self._keys.jobs], args=[*self._header, *args])
+            self._back()
+            return answer
         except BrokerUnavailable as error:
+            self._away_since = self._away_since or time.monotonic()
             if met_a_replica(error):
                 self._client.connection_pool.disconnect()
             raise

@@ -1,11 +1,13 @@
 """An engine without a network: its words follow from the prompt alone, so every run can be predicted.
 
-Behind the methods of `model.engine.Engine` that the worker uses. Prompts that begin with "refuse", "crash"
-or "hang" do what they say.
+Behind the methods of `model.engine.Engine` that the worker uses. Prompts that begin with "refuse", "crash",
+"hang" or "kill" (the process, by SIGKILL) do what they say.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 import zlib
 from dataclasses import dataclass, field
@@ -54,15 +56,17 @@ class _Sequence:
     token_ids: list[int]
     added_at: float = field(default_factory=time.monotonic)
     aborted: bool = False
+    prefilled: bool = False
 
 
 class StubEngine:
-    """step_s: how long a round takes, whatever is in it."""
+    """step_s: how long a round takes, whatever is in it. prefill_s: how much longer with a new request."""
 
     card = CARD
 
-    def __init__(self, step_s: float = 0.0) -> None:
+    def __init__(self, step_s: float = 0.0, prefill_s: float = 0.0) -> None:
         self._step_s = step_s
+        self._prefill_s = prefill_s
         self._sequences: dict[str, _Sequence] = {}
         self.seen: list[Request] = []
 
@@ -88,6 +92,10 @@ class StubEngine:
     def step(self) -> list[StepOutput]:
         if self._step_s:
             time.sleep(self._step_s)
+        if self._prefill_s and any(not sequence.prefilled for sequence in self._sequences.values()):
+            time.sleep(self._prefill_s)
+        for sequence in self._sequences.values():
+            sequence.prefilled = True
         outputs = [self._advance(key, sequence) for key, sequence in list(self._sequences.items())]
         for output in outputs:
             if output.result is not None:
@@ -98,6 +106,8 @@ class StubEngine:
         prompt, limit = sequence.request.prompt, sequence.request.sampling.max_tokens
         if prompt.startswith("crash"):
             raise RuntimeError("device lost")
+        if prompt.startswith("kill"):
+            os.kill(os.getpid(), signal.SIGKILL)
         if prompt.startswith("hang"):
             time.sleep(3600)
         if sequence.aborted:

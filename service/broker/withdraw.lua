@@ -1,0 +1,9 @@
+-- ARGV[6]: id of a job that nobody was promised: as if it had never been submitted. A worker that has it is fenced.
+local id = ARGV[6]
+local job = redis.call('HMGET', job_key(id), 'entry', 'idempotency')
+if not job[1] then return 0 end
+drop_entry(job[1])
+local key = idempotency_key(job[2])
+if job[2] ~= '' and redis.call('HGET', key, 'job') == id then redis.call('DEL', key) end
+redis.call('DEL', job_key(id), events_key(id))
+return 1
