@@ -14,6 +14,8 @@ from model.config import EngineConfig
 # model_type -> module with a `load(directory, *, dtype, device, config)`.
 FAMILIES = {
     "llava": "model.adapters.llava",
+    "llava_next": "model.adapters.llava_next",
+    "qwen2_5_vl": "model.adapters.qwen2_5_vl",
 }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -34,10 +35,16 @@ class Answer:
 
 
 class Reference:
-    """One base and one twig. hidden states are [1, tokens, hidden] throughout."""
+    """One base and one twig. hidden states are [1, tokens, hidden] throughout.
+
+    pixels: what the family's tower takes, for LLaVA [images, 3, height, width]; positions: [..., tokens].
+    """
+
+    vlm_class: Any = LlavaForConditionalGeneration
+    layer_class: Any = LlamaDecoderLayer
 
     def __init__(self, base: Path, twig_directory: Path, twig: TwigShape) -> None:
-        self.vlm = LlavaForConditionalGeneration.from_pretrained(
+        self.vlm = self.vlm_class.from_pretrained(
             base, dtype=torch.float32, attn_implementation="eager"
         ).eval()
         self.twig = twig
@@ -47,27 +54,35 @@ class Reference:
         self.twig_head, self.twig_norm = tensors["lm_head.weight"], tensors["model.norm.weight"]
         self.twig_layers = [self._layer(tensors, index) for index in range(twig.twig_layers)]
 
-    def _layer(self, tensors: dict[str, Tensor], index: int) -> LlamaDecoderLayer:
+    def _layer(self, tensors: dict[str, Tensor], index: int) -> Any:
         prefix = f"model.layers.{index}."
-        layer = LlamaDecoderLayer(self.language.config, index).eval()
+        layer = self.layer_class(self.language.config, index).eval()
         layer.load_state_dict(
             {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         )
         return layer
 
-    def _embed(self, ids: list[int], prompt_length: int, pixels: Tensor | None) -> Tensor:
+    def _features(self, pixels: Any) -> Any:
+        return self.vlm.get_image_features(pixel_values=pixels).pooler_output
+
+    def _positions(self, ids: list[int], _prompt_length: int, _pixels: Any) -> Tensor:
+        return torch.arange(len(ids))
+
+    def _rotary(self, hidden: Tensor, positions: Tensor) -> Any:
+        return self.language.rotary_emb(hidden, positions[None])
+
+    def _embed(self, ids: list[int], prompt_length: int, pixels: Any) -> Tensor:
         hidden = self.vlm.get_input_embeddings()(torch.tensor([ids]))
         if pixels is not None:
             visual = torch.tensor(self._visual(ids[:prompt_length]))
-            features = self.vlm.get_image_features(pixel_values=pixels).pooler_output
-            hidden[0, visual] = torch.cat(list(features))
+            hidden[0, visual] = torch.cat(list(self._features(pixels)))
         return hidden
 
     def _visual(self, prompt: list[int]) -> list[int]:
         return [index for index, token in enumerate(prompt) if token == self.vlm.config.image_token_id]
 
-    def _through(self, layers: list[LlamaDecoderLayer], hidden: Tensor, positions: Tensor) -> Tensor:
-        rotary = self.language.rotary_emb(hidden, positions[None])
+    def _through(self, layers: list[Any], hidden: Tensor, positions: Tensor) -> Tensor:
+        rotary = self._rotary(hidden, positions)
         for layer in layers:
             hidden = layer(hidden, attention_mask=self._causal(hidden), position_embeddings=rotary)
         return hidden
@@ -76,17 +91,19 @@ class Reference:
         length = hidden.shape[1]
         return torch.full((length, length), float("-inf")).triu(1)[None, None]
 
-    def scores(self, hidden: Tensor) -> Tensor:
+    def scores(self, hidden: Tensor, positions: Tensor) -> Tensor:
         """[tokens]: what the last token attends to in the last twig layer, averaged over the heads."""
-        positions = torch.arange(hidden.shape[1])
         last = self.twig_layers[-1]
         hidden = last.input_layernorm(self._through(self.twig_layers[:-1], hidden, positions))
-        rotary = self.language.rotary_emb(hidden, positions[None])
-        probabilities = last.self_attn(hidden, rotary, self._causal(hidden))[1]  # [1, heads, tokens, tokens]
+        rotary = self._rotary(hidden, positions)
+        # [1, heads, tokens, tokens]
+        probabilities = last.self_attn(
+            hidden_states=hidden, position_embeddings=rotary, attention_mask=self._causal(hidden)
+        )[1]
         return probabilities[0, :, -1].mean(0)
 
     @torch.no_grad()
-    def kept(self, prompt: list[int], pixels: Tensor | None, retained: int | None) -> list[int] | None:
+    def kept(self, prompt: list[int], pixels: Any, retained: int | None) -> list[int] | None:
         """Ascending indices into the visual tokens; None where pruning is off."""
         visual = self._visual(prompt)
         if retained is None or retained == len(visual):
@@ -95,21 +112,23 @@ class Reference:
             len(self.language.layers), len(visual), retained, self.twig.fork_layer, self.twig.drop_layer
         )
         trunk = self._trunk(prompt, len(prompt), pixels)
-        ranked = self.scores(trunk)[visual].argsort(descending=True)
+        positions = self._positions(prompt, len(prompt), pixels)
+        ranked = self.scores(trunk, positions)[visual].argsort(descending=True)
         return sorted(ranked[:count].tolist())
 
-    def _trunk(self, ids: list[int], prompt_length: int, pixels: Tensor | None) -> Tensor:
+    def _trunk(self, ids: list[int], prompt_length: int, pixels: Any) -> Tensor:
         layers = list(self.language.layers[: self.twig.fork_layer])
-        return self._through(layers, self._embed(ids, prompt_length, pixels), torch.arange(len(ids)))
+        positions = self._positions(ids, prompt_length, pixels)
+        return self._through(layers, self._embed(ids, prompt_length, pixels), positions)
 
     @torch.no_grad()
     def next_logits(
-        self, prompt: list[int], output: list[int], pixels: Tensor | None, kept: list[int] | None
+        self, prompt: list[int], output: list[int], pixels: Any, kept: list[int] | None
     ) -> Tensor:
         """[vocabulary], of the base; its layers K..F-1 see `kept`, F..L-1 text (None: see everything)."""
         ids = prompt + output
         visual = self._visual(prompt)
-        positions = torch.arange(len(ids))
+        positions = self._positions(ids, len(prompt), pixels)
         hidden = self._trunk(ids, len(prompt), pixels)
         fork, drop = self.twig.fork_layer, self.twig.drop_layer
         if kept is not None:
@@ -118,35 +137,34 @@ class Reference:
             text = [index for index in range(len(ids)) if index not in pruned]
             middle = sorted({*text, *(visual[index] for index in kept)})
             hidden = self._through(
-                list(self.language.layers[fork:drop]), hidden[:, middle], positions[middle]
+                list(self.language.layers[fork:drop]), hidden[:, middle], positions[..., middle]
             )
             hidden = hidden[:, [middle.index(index) for index in text]]
-            hidden = self._through(list(self.language.layers[drop:]), hidden, positions[text])
+            hidden = self._through(list(self.language.layers[drop:]), hidden, positions[..., text])
         else:
             hidden = self._through(list(self.language.layers[fork:]), hidden, positions)
         return self.vlm.lm_head(self.language.norm(hidden[0, -1]))
 
-    def next_token(
-        self, prompt: list[int], output: list[int], pixels: Tensor | None, kept: list[int] | None
-    ) -> int:
+    def next_token(self, prompt: list[int], output: list[int], pixels: Any, kept: list[int] | None) -> int:
         """Greedy."""
         return int(self.next_logits(prompt, output, pixels, kept).argmax())
 
     @torch.no_grad()
-    def draft_logits(self, prompt: list[int], output: list[int], pixels: Tensor | None) -> Tensor:
+    def draft_logits(self, prompt: list[int], output: list[int], pixels: Any) -> Tensor:
         """[rows of the twig's head]"""
         ids = prompt + output
         hidden = self._trunk(ids, len(prompt), pixels)
-        hidden = self._through(self.twig_layers, hidden, torch.arange(len(ids)))[0, -1]
+        positions = self._positions(ids, len(prompt), pixels)
+        hidden = self._through(self.twig_layers, hidden, positions)[0, -1]
         variance = hidden.pow(2).mean() + self.language.config.rms_norm_eps
         return self.twig_head @ (hidden * variance.rsqrt() * self.twig_norm)
 
-    def draft_token(self, prompt: list[int], output: list[int], pixels: Tensor | None) -> tuple[int, float]:
+    def draft_token(self, prompt: list[int], output: list[int], pixels: Any) -> tuple[int, float]:
         """The twig's greedy next token and its raw probability."""
         probabilities = self.draft_logits(prompt, output, pixels).softmax(-1)
         return int(probabilities.argmax()), float(probabilities.max())
 
-    def _draft(self, prompt: list[int], output: list[int], pixels: Tensor | None, limit: int) -> list[int]:
+    def _draft(self, prompt: list[int], output: list[int], pixels: Any, limit: int) -> list[int]:
         drafts: list[int] = []
         while len(drafts) < limit:
             token, probability = self.draft_token(prompt, output + drafts, pixels)
@@ -158,13 +176,13 @@ class Reference:
     def generate(
         self,
         prompt: list[int],
-        pixels: Tensor | None,
+        pixels: Any,
         *,
         retained: int | None,
         max_tokens: int,
         speculation: bool = False,
     ) -> Answer:
-        """prompt has its image placeholders expanded; pixels [images, 3, height, width].
+        """prompt has its image placeholders expanded.
 
         The first round drafts as all others do: the twig's last prompt row gives draft 0.
         """

@@ -65,18 +65,18 @@ class TwigShape:
     fork_layer: int = 2
     twig_layers: int = 2
     drop_layer: int = 4
-    retained_tokens: int = 8
+    retained_tokens: int | None = 8
     draft_tokens: int = 4
     draft_threshold: float = 0.2
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
+def build_tokenizer(*extra_specials: str) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=320,
-        special_tokens=list(SPECIALS),
+        special_tokens=[*SPECIALS, *extra_specials],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
