@@ -12,10 +12,12 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
+from service.authentication import Authentication
 from service.broker.base import GatewayBroker
 from service.broker.redis import RedisGatewayBroker
 from service.errors import install_handlers
 from service.gateway import Gateway
+from service.keys import KeyRing
 from service.metrics import GatewayMetrics
 from service.middleware import BodyLimit, RequestId
 from service.openapi import Api
@@ -39,6 +41,8 @@ def create_app(settings: GatewaySettings, broker: GatewayBroker | None = None) -
     )
     gateway = Gateway(settings, broker or RedisGatewayBroker(settings.redis), GatewayMetrics())
     app.state.gateway = gateway
+    # The last one added is the outermost.
+    app.add_middleware(Authentication, ring=KeyRing(settings.keys_file) if settings.keys_file else None)
     app.add_middleware(BodyLimit, max_bytes=max_body_bytes(settings))
     app.add_middleware(RequestId)
     install_handlers(app)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from service.callers import tier_of
 from service.errors import ApiError
 from service.protocol import Event, Job, TokenData
 from service.schemas import Description, Usage
@@ -47,6 +48,7 @@ class ChatWords:
             model=description.model,
             choices=[choice],
             usage=description.usage,
+            service_tier=tier_of(self._job.priority),
         )
         return completion.model_dump(mode="json")
 

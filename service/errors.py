@@ -3,6 +3,8 @@
     ApiError                        500  server_error
     ├─ BadRequest                   400  invalid_request_error
     │  └─ BadField                  400    … names the field in `param`
+    ├─ Unauthorized                 401  no API key, or one that is not known
+    ├─ Forbidden                    403  the key may not do this
     ├─ NotFound                     404
     ├─ MethodNotAllowed             405
     ├─ BodyTimeout                  408  the client did not send its body in time
@@ -16,6 +18,7 @@
     │  └─ ImpossibleRetained        422    R-bar outside the model's range
     ├─ ClientGone                   499  nobody reads it; for counters and logs
     ├─ TooBusy                      429  rate_limit_error, Retry-After
+    │  └─ RateLimited               429  the key's requests a minute
     ├─ JobFailed                    500  server_error, the engine or the worker failed
     ├─ Unavailable                  503  server_error, Retry-After
     │  ├─ NoWorker                  503
@@ -82,6 +85,14 @@ class BadField(BadRequest):
         super().__init__(message, param=param, code=code)
 
 
+class Unauthorized(ApiError):
+    status, kind, code = 401, "invalid_request_error", "invalid_api_key"
+
+
+class Forbidden(ApiError):
+    status, kind, code = 403, "invalid_request_error", "forbidden"
+
+
 class NotFound(ApiError):
     status, kind, code = 404, "invalid_request_error", "not_found"
 
@@ -132,6 +143,10 @@ class ClientGone(ApiError):
 
 class TooBusy(ApiError):
     status, kind, code = 429, "rate_limit_error", "queue_full"
+
+
+class RateLimited(TooBusy):
+    code = "rate_limit_exceeded"
 
 
 class JobFailed(ApiError):
@@ -212,6 +227,8 @@ def error_response(request: Request, exc: Exception) -> JSONResponse:
     headers = dict(exc.headers or {}) if isinstance(exc, HTTPException) else {}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, error.retry_after_s))
+    if error.status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
     # The handler of unknown exceptions answers outside the request-id middleware, so the header is set here.
     request_id = getattr(request.state, "request_id", None)
     if request_id is not None:

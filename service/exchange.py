@@ -13,13 +13,15 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
 from service.answers import Answer, server_timing
+from service.callers import caller_of
+from service.deadlines import deadline_at, timeout_s
 from service.errors import ApiError, BodyTimeout, ClientGone, TooBusy, as_api_error
 from service.gateway import Accepted, Gateway
 from service.idempotency import read_idempotency
@@ -58,7 +60,7 @@ async def exchange(request: Request, read: Callable[[Request], Awaitable[Asked]]
     with _counted(gateway.metrics):
         async with contextlib.AsyncExitStack() as held:
             await _enter(gateway, request, held)
-            asked = await _read(request, read, gateway.settings.request_timeout_s)
+            asked = await _read(request, read, gateway.settings.body_timeout_s)
             with _renamed(asked.renamed):
                 return await _answer(gateway, request, asked, held, arrived_at)
 
@@ -66,18 +68,25 @@ async def exchange(request: Request, read: Callable[[Request], Awaitable[Asked]]
 async def _answer(
     gateway: Gateway, request: Request, asked: Asked, held: contextlib.AsyncExitStack, arrived_at: float
 ) -> Response:
-    idempotency = await read_idempotency(request.headers, asked.submission)
-    accepted = await gateway.submit(asked.submission, request.state.request_id, idempotency)
+    caller, settings = caller_of(request), gateway.settings
+    idempotency = await read_idempotency(request.headers, asked.submission, caller)
+    longest_s = settings.job_timeout_s if asked.background else settings.request_timeout_s
+    until = deadline_at(arrived_at, timeout_s(request.headers, longest_s))
+    accepted = await gateway.submit(
+        asked.submission, request.state.request_id, idempotency, caller=caller, deadline_at=until
+    )
     headers = _headers(accepted)
     if asked.background:
-        return accepted_response(await gateway.job(accepted.job.id), headers)
+        return accepted_response(await gateway.job(accepted.job.id, caller), headers)
+    left_s = until - time.time()
+    accepted = replace(accepted, left_s=min(left_s, accepted.left_s or left_s))
     job, words = accepted.job, asked.words(accepted.job)
     answer = Answer(job, arrived_at, replayed=accepted.replayed)
     if idempotency is None:
         held.push_async_callback(gateway.leave, job, answer)
     if asked.submission.fields.stream:
         source = told(gateway, job, answer, words, metrics=gateway.metrics, left_s=accepted.left_s)
-        beating = with_heartbeat(source, gateway.settings.sse_heartbeat_s)
+        beating = with_heartbeat(source, settings.sse_heartbeat_s)
         return EventStream(beating, held.pop_all().aclose, headers)
     description = await unless_gone(request.receive, _whole(gateway, accepted, answer))
     if description is None:
@@ -116,8 +125,10 @@ async def _enter(gateway: Gateway, request: Request, held: contextlib.AsyncExitS
     try:
         held.enter_context(gateway.admission.enter())
     except TooBusy:
-        async for _ in request.stream():  # a client still sending would lose the answer to a reset
-            pass
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(gateway.settings.body_timeout_s):
+                async for _ in request.stream():  # a client still sending would lose the answer to a reset
+                    pass
         raise
 
 

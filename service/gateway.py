@@ -14,9 +14,18 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 
-from service.admission import Admission
+from service.admission import Admission, check_possible, refusal
 from service.answers import Answer, job_error
-from service.broker.base import BrokerError, Diverged, GatewayBroker, Idempotency, JobNotFound, Unreadable
+from service.broker.base import (
+    BrokerError,
+    Diverged,
+    GatewayBroker,
+    Idempotency,
+    JobNotFound,
+    Reservation,
+    Unreadable,
+)
+from service.callers import ANONYMOUS, Caller, priority_of
 from service.errors import (
     DeadlineExceeded,
     IdempotencyConflict,
@@ -32,6 +41,7 @@ from service.images import ImageLimits, PreparedImage
 from service.intake import Picture, Submission
 from service.metrics import GatewayMetrics
 from service.params import TextLimits, job_params
+from service.prediction import predicted_tokens
 from service.protocol import Event, ImageRef, Job, JobStatus, ModelCard, QueueStats, WorkerInfo
 from service.settings import GatewaySettings
 
@@ -57,7 +67,7 @@ class Gateway:
         self.settings = settings
         self.broker = broker
         self.metrics = metrics
-        self.admission = Admission(settings.max_queued_jobs, settings.max_tokens_default)
+        self.admission = Admission(settings.max_open_requests)
         limits = ImageLimits(settings.max_image_bytes, settings.max_pixels)
         self._draining = self._released = False
         self._seen: Look | None = None
@@ -101,28 +111,39 @@ class Gateway:
             raise NoWorker("No worker is ready.", retry_after_s=RETRY_AFTER_S)
         return queue, workers
 
-    async def open_card(self, model: str | None = None) -> ModelCard:
-        """The card of the model that would run a job now; refuses where none would, or too many wait."""
-        queue, workers = await self.ready(self.settings.look_age_s)
-        cards = [worker.card for worker in sorted(workers, key=lambda worker: worker.worker_id)]
-        cards = [card for card in cards if model in (None, card.model_id)]
-        if not cards:
-            raise NotFound(f"No model '{model}' is served.", param="model", code="model_not_found")
-        self.admission.check_queue(queue, workers)
-        return cards[0]
-
     async def submit(
-        self, submission: Submission, request_id: str, idempotency: Idempotency | None = None
+        self,
+        submission: Submission,
+        request_id: str,
+        idempotency: Idempotency | None = None,
+        *,
+        caller: Caller = ANONYMOUS,
+        deadline_at: float | None = None,
     ) -> Accepted:
+        """deadline_at: unix seconds; None for the longest that an answer is waited for."""
         for image in submission.images:
             if isinstance(image, ImageUrl):
                 self.fetcher.check(image)
         earlier = await self._earlier(idempotency)
         if earlier is not None:
             return Accepted(earlier.job, replayed=True, left_s=earlier.left_s)
-        job, pictures = await self._make_job(submission, request_id)
-        with queue_errors():
-            added = await self.broker.submit(job, {p.sha256: p.rgb for p in pictures}, idempotency)
+        _, workers = await self.ready(self.settings.look_age_s)
+        card = open_card(workers, submission.model)
+        job = self._draft(submission, card, request_id, caller, deadline_at)
+        await self._admit(job, caller, workers)
+        try:
+            pictures = await self._prepare(submission.images, card)
+            refs = tuple(ImageRef(sha256=p.sha256, height=p.height, width=p.width) for p in pictures)
+            # From here on the queue's clock counts what is left to the deadline.
+            job = job.model_copy(update={"images": refs, "created_at": time.time()})
+            if job.deadline_at is not None and job.deadline_at <= job.created_at:
+                raise DeadlineExceeded("The deadline passed before the request was queued.")
+            with queue_errors():
+                added = await self.broker.submit(job, {p.sha256: p.rgb for p in pictures}, idempotency)
+        except BaseException:
+            with contextlib.suppress(BrokerError):  # then it falls due by itself
+                await self.broker.give_back(job.id)
+            raise
         if added or idempotency is None:
             return Accepted(job)
         earlier = await self._earlier(idempotency)
@@ -143,37 +164,53 @@ class Gateway:
             raise IdempotencyConflict("This Idempotency-Key was used for a different request.")
         return status
 
-    async def _make_job(self, submission: Submission, request_id: str) -> tuple[Job, list[PreparedImage]]:
-        card = await self.open_card(submission.model)
-        params = job_params(submission.fields, card, len(submission.images), self._text_limits)
-        pictures = await self._prepare(submission.images, card)
-        now = time.time()
-        job = Job(
+    def _draft(
+        self,
+        submission: Submission,
+        card: ModelCard,
+        request_id: str,
+        caller: Caller,
+        deadline_at: float | None,
+    ) -> Job:
+        """The job without its pictures, which are not decoded yet."""
+        fields, images, now = submission.fields, len(submission.images), time.time()
+        params = job_params(fields, card, images, self._text_limits)
+        return Job(
             id=f"{submission.kind}-{uuid.uuid4().hex}",
             created_at=now,
-            prompt=submission.fields.prompt,
-            images=tuple(ImageRef(sha256=p.sha256, height=p.height, width=p.width) for p in pictures),
+            prompt=fields.prompt,
             params=params,
-            deadline_at=now + self.settings.request_timeout_s,
+            deadline_at=deadline_at or now + self.settings.request_timeout_s,
             request_id=request_id,
             model=card.model_id,
+            owner=caller.name,
+            priority=priority_of(fields.service_tier, caller),
+            predicted_tokens=predicted_tokens(fields.prompt, images, params, card),
         )
-        return job, pictures
 
-    async def job(self, job_id: str) -> JobStatus:
-        """404 where it is unknown or has expired."""
+    async def _admit(self, job: Job, caller: Caller, workers: Sequence[WorkerInfo]) -> None:
+        limits = (self.settings.max_reserved_tokens, caller.tokens_in_flight)
+        asked = Reservation(job.id, job.owner, job.predicted_tokens, *limits)
+        check_possible(asked)
+        with queue_errors():
+            full = await self.broker.admit(asked)
+        if full is not None:
+            raise refusal(asked, full, workers)
+
+    async def job(self, job_id: str, caller: Caller = ANONYMOUS) -> JobStatus:
+        """404 where it is unknown, has expired, or is another key's."""
         with queue_errors():
             status = await self.broker.status(job_id) if JOB_ID.fullmatch(job_id) else None
-        if status is None:
+        if status is None or status.job.owner != caller.name:
             raise NotFound("No such job, or its result has expired.", param="job_id", code="job_not_found")
         return status
 
-    async def cancel(self, job_id: str) -> JobStatus:
+    async def cancel(self, job_id: str, caller: Caller = ANONYMOUS) -> JobStatus:
         """Ends the job if it has not ended; what it is then."""
-        await self.job(job_id)
+        await self.job(job_id, caller)
         with queue_errors():
             await self.broker.cancel(job_id)
-        return await self.job(job_id)
+        return await self.job(job_id, caller)
 
     async def _prepare(self, images: Sequence[Picture], card: ModelCard) -> list[PreparedImage]:
         files = [
@@ -189,7 +226,8 @@ class Gateway:
     ) -> AsyncGenerator[Event, None]:
         """The job's events (behind the one named) up to `done`; an ApiError where it ends otherwise.
 
-        left_s: to its deadline, by the queue's clock; None where the job is this gateway's own, of now.
+        left_s: to its deadline, by the queue's clock, or to where the caller's patience ends; None where the
+        job is this gateway's own, of now.
         """
         if self._released:
             raise _stopping(job)
@@ -197,14 +235,25 @@ class Gateway:
             left_s = job.deadline_at - time.time()
         # What a job said before its deadline can be read after it.
         patience_s = max(self.settings.request_timeout_s if left_s is None else left_s, 0) + DEADLINE_GRACE_S
-        async with contextlib.aclosing(self.broker.events(job.id, after)) as events:
-            patience_until = asyncio.get_running_loop().time() + patience_s
-            while not answer.ended:
-                event = await self._next(events, job, patience_until)
-                answer.see(event)
-                if event.type == "error":
-                    raise job_error(event)
-                yield event
+        expiring = asyncio.create_task(self._expire(job, patience_s - DEADLINE_GRACE_S))
+        try:
+            async with contextlib.aclosing(self.broker.events(job.id, after)) as events:
+                patience_until = asyncio.get_running_loop().time() + patience_s
+                while not answer.ended:
+                    event = await self._next(events, job, patience_until)
+                    answer.see(event)
+                    if event.type == "error":
+                        raise job_error(event)
+                    yield event
+        finally:
+            expiring.cancel()
+
+    async def _expire(self, job: Job, left_s: float) -> None:
+        """A job that still waits for a worker ends on time; one that runs is its worker's to end."""
+        with contextlib.suppress(BrokerError):
+            while left_s > 0:
+                await asyncio.sleep(left_s)
+                left_s = await self.broker.expire(job.id)
 
     async def leave(self, job: Job, answer: Answer) -> None:
         """Nobody waits for the answer any more: a job that has not ended is cancelled."""
@@ -229,6 +278,15 @@ def _stopping(job: Job) -> Stopping:
     return Stopping(
         f"This gateway is stopping; the answer goes on at /v1/jobs/{job.id}.", retry_after_s=RETRY_AFTER_S
     )
+
+
+def open_card(workers: Sequence[WorkerInfo], model: str | None) -> ModelCard:
+    """The card of the model that would run a job now."""
+    cards = [worker.card for worker in sorted(workers, key=lambda worker: worker.worker_id)]
+    cards = [card for card in cards if model in (None, card.model_id)]
+    if not cards:
+        raise NotFound(f"No model '{model}' is served.", param="model", code="model_not_found")
+    return cards[0]
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from importlib.metadata import version
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from service.admission import expected_wait_s
 from service.broker.base import ClaimBatch
 from service.exposition import render_metrics
 from service.protocol import DoneData, QueueStats, WorkerInfo
@@ -69,6 +70,10 @@ class GatewayMetrics(_Metrics):
         self._preprocess_s = self._histogram(
             "request_preprocess_time_seconds", "Decoding and preparing the images.", REQUEST_BUCKETS_S
         )
+        self._expected_wait_s = self._gauge(
+            "queue_expected_wait_seconds",
+            "Predicted tokens that wait / predicted tokens worked off a second.",
+        )
         self._lag = self._gauge("queue_lag", "Jobs that wait for a worker.")
         self._pending = self._gauge("queue_pending", "Jobs claimed and unfinished.")
         self._oldest_s = self._gauge("queue_oldest_age_seconds", "Age of the oldest waiting job.")
@@ -93,6 +98,7 @@ class GatewayMetrics(_Metrics):
         self._preprocess_s.observe(seconds)
 
     def see_queue(self, queue: QueueStats, workers: list[WorkerInfo]) -> None:
+        self._expected_wait_s.set(expected_wait_s(queue, workers))
         self._lag.set(queue.waiting)
         self._pending.set(queue.pending)
         self._oldest_s.set(queue.oldest_age_s)

@@ -8,6 +8,8 @@ Must not know: routes, or what is in a body.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 import re
 import uuid
 
@@ -15,13 +17,25 @@ from fastapi import Request
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import REQUEST_ID_HEADER, TooLarge, error_response
+from service.errors import REQUEST_ID_HEADER, ApiError, TooLarge, error_response
 
 SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 # A client that is still sending when the connection closes loses the answer to a TCP reset; so the rest of
 # a body that is too large is read and dropped, within these bounds, before it is refused.
 DRAIN_FACTOR = 4
 DRAIN_S = 5.0
+
+
+async def drain(receive: Receive, max_bytes: float = math.inf) -> None:
+    """Reads what is left of a body and drops it."""
+    dropped = 0
+    with contextlib.suppress(TimeoutError, ApiError):
+        async with asyncio.timeout(DRAIN_S):
+            while dropped <= max_bytes:
+                message = await receive()
+                dropped += len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
 
 
 class RequestId:
@@ -59,7 +73,7 @@ class BodyLimit:
             return
         announced = Headers(scope=scope).get("content-length", "")
         if announced.isdecimal() and int(announced) > self._max_bytes:
-            await self._drain(receive)
+            await drain(receive, DRAIN_FACTOR * self._max_bytes)
             await error_response(Request(scope), self._error())(scope, receive, send)
             return
         await self._app(scope, self._counted(receive), send)
@@ -74,22 +88,10 @@ class BodyLimit:
             if seen <= self._max_bytes:
                 return message
             if message.get("more_body", False):
-                await self._drain(receive)
+                await drain(receive, DRAIN_FACTOR * self._max_bytes)
             raise self._error()
 
         return counted
-
-    async def _drain(self, receive: Receive) -> None:
-        dropped = 0
-        try:
-            async with asyncio.timeout(DRAIN_S):
-                while dropped <= DRAIN_FACTOR * self._max_bytes:
-                    message = await receive()
-                    dropped += len(message.get("body", b""))
-                    if not message.get("more_body", False):
-                        return
-        except TimeoutError:
-            return
 
     def _error(self) -> TooLarge:
         return TooLarge(

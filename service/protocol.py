@@ -18,6 +18,7 @@ WIRE_VERSION = 1
 
 EventType = Literal["started", "token", "done", "error"]
 JobState = Literal["queued", "running", "done", "error"]
+Priority = Literal["interactive", "batch"]
 TERMINAL: frozenset[str] = frozenset({"done", "error"})
 
 # Codes of terminal error events that the queue itself writes; a worker's own code comes from the engine.
@@ -85,7 +86,8 @@ class Job(VersionedMessage):
 
     created_at, deadline_at: unix seconds by the gateway's clock; only their difference means something to
     others. request_id: the HTTP request's, for logs only. model: whose card
-    it was checked against.
+    it was checked against. owner: the name of the API key that made it, which alone may see it; empty where
+    no keys are used. predicted_tokens: what it counts in admission and between owners, see `prediction`.
     """
 
     id: str
@@ -96,6 +98,9 @@ class Job(VersionedMessage):
     deadline_at: float | None = None
     request_id: str = ""
     model: str = ""
+    owner: str = ""
+    priority: Priority = "interactive"
+    predicted_tokens: int = 1
 
 
 # --- its events --------------------------------------------------------------------------------------
@@ -226,7 +231,7 @@ class ModelCard(Message):
 
 
 class WorkerInfo(VersionedMessage):
-    """A heartbeat. tokens_per_s: generated lately, all slots together (0 while idle)."""
+    """A heartbeat. tokens_per_s: predicted tokens worked off a busy second (`throughput`), 0 if unknown."""
 
     worker_id: str
     started_at: float
@@ -258,7 +263,8 @@ class QueueStats:
     """waiting: never claimed since they were (re)queued; pending: claimed and unfinished.
 
     oldest_age_s: age of the oldest waiting job, 0 where none waits. dead: length of the dead-letter list.
-    memory_*_bytes: the broker's own; a limit of 0 is none.
+    memory_*_bytes: the broker's own; a limit of 0 is none. reserved_tokens: predicted, of all unfinished
+    jobs; waiting_tokens: of those that wait.
     """
 
     waiting: int = 0
@@ -267,6 +273,8 @@ class QueueStats:
     dead: int = 0
     memory_used_bytes: int = 0
     memory_limit_bytes: int = 0
+    reserved_tokens: int = 0
+    waiting_tokens: int = 0
 
 
 @dataclass(frozen=True)

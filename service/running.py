@@ -69,6 +69,7 @@ class RunningJob:
 
     def __post_init__(self) -> None:
         self._seq = self.claim.last_seq
+        self._generated = self._worked_off = len(self.resumed)
         self._add("started", StartedData(worker_id=self.worker_id, resumed_tokens=len(self.resumed)))
 
     @property
@@ -92,6 +93,15 @@ class RunningJob:
     def log_fields(self) -> dict[str, Any]:
         job = self.claim.job
         return {"job_id": job.id, "request_id": job.request_id, "attempt": self.lease.attempt}
+
+    def work_off(self, new_tokens: int, *, ended: bool) -> int:
+        """How many of the job's predicted tokens are done with, since the last call."""
+        job = self.claim.job
+        self._generated += new_tokens
+        prompt = max(0, job.predicted_tokens - job.params.max_tokens)
+        done = job.predicted_tokens if ended else min(prompt + self._generated, job.predicted_tokens)
+        newly, self._worked_off = done - self._worked_off, done
+        return newly
 
     def expired(self, now: float) -> bool:
         """now: on the worker's monotonic clock."""

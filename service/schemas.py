@@ -25,6 +25,9 @@ def as_list(value: Any) -> Any:
 LoneOrList = BeforeValidator(as_list, json_schema_input_type=str | list[str])
 
 
+ServiceTier = Literal["auto", "default", "flex"]
+
+
 class GenerationFields(BaseModel):
     """How the answer is generated: the fields that every route has."""
 
@@ -53,6 +56,11 @@ class GenerationFields(BaseModel):
     )
     speculation: bool | None = Field(
         None, description="Draft with the twig. Default: where the model has one."
+    )
+    service_tier: ServiceTier = Field(
+        "auto",
+        description="`default`: interactive work. `flex`: batch work, which gets a bounded share while"
+        " interactive work waits. `auto`: what the API key is for, interactive without keys.",
     )
 
 

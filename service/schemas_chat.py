@@ -23,7 +23,7 @@ from pydantic import (
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from service.errors import UNSUPPORTED
-from service.schemas import GenerationFields, Usage
+from service.schemas import GenerationFields, ServiceTier, Usage
 
 DEFAULT_MODEL = "default"
 EXAMPLE: dict[str, Any] = {
@@ -145,7 +145,6 @@ class ChatBody(GenerationFields):
     parallel_tool_calls: bool | None = Field(None, description="Has no effect: there are no tools.")
     safety_identifier: str | None = Field(None, description="Has no effect.")
     prompt_cache_key: str | None = Field(None, description="Has no effect.")
-    service_tier: str | None = Field(None, description="Has no effect.")
 
     @model_validator(mode="before")
     @classmethod
@@ -179,6 +178,7 @@ class ChatCompletion(BaseModel):
     model: str = Field(examples=["twigvlm-embedded"])
     choices: list[Choice]
     usage: Usage
+    service_tier: ServiceTier = Field(examples=["default"])
 
 
 class Delta(BaseModel):

@@ -7,8 +7,10 @@ Resolved once at the edge (`cli`) and passed down; knows nothing of what is done
 
 from __future__ import annotations
 
+import ipaddress
 import os
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -36,7 +38,8 @@ class RedisSettings(_Settings):
     shard: the hash tag of all our keys. min_replicas: a job is accepted once so many replicas have it, or
     refused after replica_timeout_s.
 
-    lease_s must be the same in every worker: reclaiming uses the reclaimer's own.
+    lease_s must be the same in every worker: reclaiming uses the reclaimer's own. So must batch_share: the
+    part of the tokens that batch work gets while interactive work waits (and all that it leaves).
     """
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX + "REDIS_")
@@ -45,6 +48,7 @@ class RedisSettings(_Settings):
     shard: str = Field("q", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
     lease_s: float = Field(20.0, ge=0.2, le=300)
     max_deliveries: int = Field(3, ge=1)
+    batch_share: float = Field(0.1, gt=0, lt=1)
     connect_timeout_s: float = Field(2.0, gt=0)
     command_timeout_s: float = Field(5.0, gt=0)
     backoff_max_s: float = Field(2.0, gt=0)
@@ -63,7 +67,13 @@ class RedisSettings(_Settings):
 
 
 class GatewaySettings(_Settings):
-    """max_pixels is checked from the header, before decoding. max_queued_jobs: over it, 429.
+    """max_pixels is checked from the header, before decoding.
+
+    max_open_requests: POSTs this gateway holds at once. max_reserved_tokens: predicted tokens (`prediction`)
+    of all unfinished jobs of all gateways. Over either, 429. request_timeout_s, job_timeout_s: the longest
+    that an answer is waited for, and that a background job may take; X-Request-Timeout-Ms asks for less.
+    body_timeout_s: how long a request's body may take to arrive. keys_file: API keys, see `keys`; without it
+    anybody may ask, which a host that is not loopback must allow in so many words (allow_anonymous).
 
     image_url_hosts: whence pictures are fetched by URL (`example.org`, `example.org:8443`, `*.example.org`);
     with none, nothing is fetched. decode_processes bounds the memory of decoding: one picture each.
@@ -77,6 +87,8 @@ class GatewaySettings(_Settings):
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65_535)
+    keys_file: Path | None = None
+    allow_anonymous: bool = False
     redis: RedisSettings = Field(default_factory=RedisSettings)
     max_image_bytes: int = Field(20 * 1024 * 1024, ge=1)
     max_pixels: int = Field(50_000_000, ge=1)
@@ -85,13 +97,25 @@ class GatewaySettings(_Settings):
     max_prompt_chars: int = Field(32_768, ge=1)
     max_tokens_default: int = Field(128, ge=1)
     max_tokens_limit: int = Field(4096, ge=1)
-    max_queued_jobs: int = Field(256, ge=1)
+    max_open_requests: int = Field(256, ge=1)
+    max_reserved_tokens: int = Field(262_144, ge=1)
     look_age_s: float = Field(0.1, ge=0, le=5)
     request_timeout_s: float = Field(300.0, gt=0)
+    job_timeout_s: float = Field(3600.0, gt=0)
+    body_timeout_s: float = Field(60.0, gt=0)
     sse_heartbeat_s: float = Field(10.0, gt=0)
     decode_processes: int = Field(2, ge=1)
     shutdown_s: float = Field(20.0, ge=0)
     worker_metrics_urls: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _nobody_unknown_from_outside(self) -> Self:
+        if not (self.keys_file or self.allow_anonymous or is_loopback(self.host)):
+            raise ValueError(
+                f"host {self.host} can be reached from outside: set keys_file (`twigserve keys add`), or"
+                " allow_anonymous where something in front decides who may ask"
+            )
+        return self
 
 
 class WorkerSettings(_Settings):
@@ -131,6 +155,13 @@ class LogSettings(_Settings):
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX + "LOG_")
 
     level: str = Field("info", pattern="^(debug|info|warning|error)$")
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def known_variables() -> frozenset[str]:

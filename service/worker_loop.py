@@ -20,6 +20,7 @@ from service.metrics import WorkerMetrics
 from service.protocol import CANCELLED, EXPIRED, DoneData, ErrorData, ModelCard, WorkerInfo
 from service.running import EngineLoad, Progress, Refused, RunningJob
 from service.settings import WorkerSettings
+from service.throughput import Throughput
 
 log = logging.getLogger("twigserve.worker")
 
@@ -63,7 +64,7 @@ class Worker:
         self._started_at = time.time()
         self._drain_until: float | None = None
         self._backoff_s = _BACKOFF_FIRST_S
-        self._rate = _Rate(time.monotonic())
+        self._throughput = Throughput()
         self._stop = threading.Event()
         pace = Pace(settings.redis.lease_s / 4, settings.heartbeat_s, settings.stall_s)
         self._keeper = LeaseKeeper(broker, self._beat, pace)
@@ -173,12 +174,16 @@ class Worker:
     # --- the engine's round ---
 
     def _step(self) -> None:
+        began = time.monotonic()
         progress = self._engine.advance()
         now = time.monotonic()
+        worked_off = 0
         for part in progress:
             job = self._jobs.get(part.engine_id)
             if job is not None and not job.ended:
+                worked_off += job.work_off(len(part.token_ids), ended=part.end is not None)
                 self._take(job, part, now)
+        self._throughput.add(worked_off, now - began)
         self._metrics.see_round(self._engine.load())
 
     def _take(self, job: RunningJob, part: Progress, now: float) -> None:
@@ -188,7 +193,6 @@ class Worker:
             gap_s = None if job.last_tokens_at is None else now - job.last_tokens_at
             job.last_tokens_at = now
             self._metrics.generated(len(part.token_ids), gap_s)
-            self._rate.count += len(part.token_ids)
         if isinstance(part.end, ErrorData):
             log.error("engine gave a job up", extra=job.log_fields)
             job.failed(part.end)
@@ -280,19 +284,6 @@ class Worker:
             max_slots=self._settings.max_batch,
             free_slots=max(0, self._settings.max_batch - len(self._jobs)),
             draining=self._stop.is_set(),
-            tokens_per_s=self._rate.per_s(time.monotonic()),
+            tokens_per_s=self._throughput.per_s(),
         )
         self._broker.heartbeat(info, self._settings.heartbeat_ttl_s)
-
-
-class _Rate:
-    """Tokens per second between two looks."""
-
-    def __init__(self, now: float) -> None:
-        self.count = 0
-        self._seen, self._at = 0, now
-
-    def per_s(self, now: float) -> float:
-        count, elapsed_s = self.count - self._seen, now - self._at
-        self._seen, self._at = self.count, now
-        return count / elapsed_s if elapsed_s > 0 else 0.0

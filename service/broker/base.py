@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from service.protocol import Event, Job, JobStatus, QueueStats, WorkerInfo
 
@@ -69,6 +69,35 @@ class KeyedJob:
     fingerprint: str
 
 
+@dataclass(frozen=True)
+class Reservation:
+    """Room for a job's predicted tokens. limit: in all; owner_limit: of this owner's, None for no limit."""
+
+    job_id: str
+    owner: str
+    tokens: int
+    limit: int
+    owner_limit: int | None = None
+
+
+@dataclass(frozen=True)
+class Full:
+    """Which limit stands in a reservation's way, and how many tokens are reserved under it."""
+
+    which: Literal["queue", "owner"]
+    reserved_tokens: int
+
+
+@dataclass(frozen=True)
+class Rate:
+    """One owner's requests a minute. reset_s: until all of them may be made again."""
+
+    allowed: bool
+    remaining: int
+    reset_s: float
+    retry_after_s: float
+
+
 class GatewayBroker(Protocol):
     async def start(self) -> None:
         """Starts the event reader; does not need the server to be up."""
@@ -81,6 +110,18 @@ class GatewayBroker(Protocol):
 
     async def ping(self) -> None:
         """Raises BrokerUnavailable within the connect timeout."""
+
+    async def spend_request(self, owner: str, per_minute: int) -> Rate:
+        """Takes one from the owner's bucket, which all gateways share."""
+
+    async def admit(self, asked: Reservation) -> Full | None:
+        """Reserves, at once, or says why not. The job must be submitted or given back within a minute.
+
+        A submitted job keeps its reservation until its terminal event.
+        """
+
+    async def give_back(self, job_id: str) -> None:
+        """Of an admitted job that will not be submitted; of a submitted one nothing changes."""
 
     async def submit(
         self, job: Job, blobs: Mapping[str, bytes], idempotency: Idempotency | None = None
@@ -104,6 +145,12 @@ class GatewayBroker(Protocol):
 
     async def cancel(self, job_id: str) -> bool:
         """Ends the job: at once if it waits, at the next round if it runs. False: unknown or ended."""
+
+    async def expire(self, job_id: str) -> float:
+        """Ends the job now if it waits and its deadline has passed.
+
+        Returns the seconds, by the queue's clock, until there may be something to end; 0: there is not.
+        """
 
     async def status(self, job_id: str) -> JobStatus | None:
         """None: never submitted, or expired since its end."""
@@ -161,7 +208,7 @@ class WorkerBroker(Protocol):
     """
 
     def claim(self, limit: int) -> ClaimBatch:
-        """At most `limit` jobs: first those whose lease ran out, then new ones. Does not block."""
+        """At most `limit` jobs: first those whose lease ran out, then new ones, fairly. Does not block."""
 
     def wait_for_work(self, timeout_s: float) -> bool:
         """Blocks until a job may be there (True) or the time is over; a spurious True is allowed."""

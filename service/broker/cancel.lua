@@ -2,7 +2,7 @@
 local id = ARGV[6]
 local job = redis.call('HMGET', job_key(id), 'state', 'attempt', 'seq', 'entry', 'deadline')
 if job[1] == 'queued' then
-  fail(id, job[4], job[2], tonumber(job[3]), 'cancelled', 'cancelled_error', 'The request was cancelled.')
+  fail_cancelled(id, job[4], job[2], tonumber(job[3]))
   return 1
 end
 if job[1] ~= 'running' then return 0 end

@@ -39,6 +39,7 @@ _AWAY = (
 # Errors that redis-py has no class for, or that Redis 6.2 wraps when they come out of a script.
 _NOT_NOW = re.compile(r"(^|-)(NOREPLICAS|MISCONF|READONLY|OOM|MASTERDOWN|LOADING|TRYAGAIN) ")
 _GATEWAY_CONNECTIONS = 64
+_SHARED_LUA = ("common", "ledger", "fair", "life")  # each uses what stands before it
 
 
 def _options(settings: RedisSettings) -> dict[str, Any]:
@@ -98,7 +99,7 @@ def met_a_replica(error: BrokerUnavailable) -> bool:
 
 def script_source(name: str) -> str:
     folder = resources.files("service.broker")
-    return folder.joinpath("common.lua").read_text() + folder.joinpath(f"{name}.lua").read_text()
+    return "".join(folder.joinpath(f"{part}.lua").read_text() for part in (*_SHARED_LUA, name))
 
 
 def script_header(keys: Keys, settings: RedisSettings) -> tuple[str | int, ...]:

@@ -13,7 +13,16 @@ from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from service.broker.base import BrokerUnavailable, Idempotency, JobNotFound, KeyedJob, Unreadable
+from service.broker.base import (
+    BrokerUnavailable,
+    Full,
+    Idempotency,
+    JobNotFound,
+    KeyedJob,
+    Rate,
+    Reservation,
+    Unreadable,
+)
 from service.broker.connection import (
     async_client,
     met_a_replica,
@@ -39,7 +48,11 @@ from service.settings import RedisSettings
 
 log = logging.getLogger("twigserve.broker")
 
-_SCRIPTS = ("submit", "withdraw", "cancel", "stats", "survey", "restore")
+_SCRIPTS = (
+    *("spend", "admit", "give_back", "submit", "withdraw", "cancel", "expire"),
+    *("stats", "survey", "restore"),
+)
+_HOLD_MS = 60_000  # how long a reservation may lack its job
 _INBOX_TTL_S = 3600
 
 
@@ -77,6 +90,20 @@ class RedisGatewayBroker:
         with translated():
             pong: Any = self._client.ping()
             await pong
+
+    async def spend_request(self, owner: str, per_minute: int) -> Rate:
+        allowed, remaining, full_ms, one_ms = await self._run("spend", owner, per_minute)
+        return Rate(allowed == 1, remaining, full_ms / 1000, one_ms / 1000)
+
+    async def admit(self, asked: Reservation) -> Full | None:
+        limits = (asked.limit, asked.owner_limit or 0, _HOLD_MS)
+        reply = await self._run("admit", asked.job_id, asked.tokens, asked.owner, *limits)
+        if reply[0] == 0:
+            return None
+        return Full("queue" if reply[0] == 1 else "owner", reply[1])
+
+    async def give_back(self, job_id: str) -> None:
+        await self._run("give_back", job_id)
 
     async def submit(
         self, job: Job, blobs: Mapping[str, bytes], idempotency: Idempotency | None = None
@@ -139,6 +166,9 @@ class RedisGatewayBroker:
 
     async def cancel(self, job_id: str) -> bool:
         return bool(await self._run("cancel", job_id))
+
+    async def expire(self, job_id: str) -> float:
+        return float(await self._run("expire", job_id)) / 1000
 
     async def status(self, job_id: str) -> JobStatus | None:
         with translated():

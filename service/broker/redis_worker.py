@@ -34,8 +34,9 @@ class RedisWorkerBroker:
 
     def claim(self, limit: int) -> ClaimBatch:
         lease_ms = int((self._settings.lease_s + self._spared_s()) * 1000)
+        share = str(self._settings.batch_share)
         run = uuid.uuid4().hex
-        reply = self._run("claim", limit, lease_ms, self._settings.max_deliveries, self._cursor, run)
+        reply = self._run("claim", limit, lease_ms, self._settings.max_deliveries, self._cursor, run, share)
         self._cursor, rows = reply[0], reply[1]
         claims = [claim for row in rows if (claim := self._open(row, run)) is not None]
         return ClaimBatch(claims, *reply[2:6])

@@ -7,7 +7,10 @@ if redis.call('EXISTS', job_key(id)) == 1 then
 end
 if key ~= '' then
   local holder = redis.call('HGET', idempotency_key(key), 'job')
-  if holder and redis.call('EXISTS', job_key(holder)) == 1 then return 0 end
+  if holder and redis.call('EXISTS', job_key(holder)) == 1 then
+    give_back(id)
+    return 0
+  end
 end
 enqueue(id, ARGV[7], ARGV[8], key, ARGV[10], 0, 0, 11, #ARGV)
 return 1

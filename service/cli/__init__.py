@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from service.cli import local, probes, serving
+from service.cli import keys, local, probes, serving
 
 app = typer.Typer(
     name="twigserve",
@@ -24,6 +24,12 @@ train = typer.Typer(no_args_is_help=True, help="Makes the embedded model: base, 
 train.command("base")(local.train_base)
 train.command("twig")(local.train_twig)
 app.add_typer(train, name="train")
+
+api_keys = typer.Typer(no_args_is_help=True, help="API keys: a file of hashes that gateways read.")
+api_keys.command("add")(keys.add)
+api_keys.command("remove")(keys.remove)
+api_keys.command("list")(keys.list_keys)
+app.add_typer(api_keys, name="keys")
 
 check = typer.Typer(no_args_is_help=True, help="Probes for orchestrators: exit 0 if well, 1 if not.")
 check.command("gateway")(probes.check_gateway)

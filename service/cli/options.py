@@ -31,6 +31,10 @@ class Quality(StrEnum):
     FAST, BALANCED, BEST, EXACT = "fast", "balanced", "best", "exact"
 
 
+class PriorityName(StrEnum):
+    INTERACTIVE, BATCH = "interactive", "batch"
+
+
 def redis(url: str | None) -> RedisSettings:
     return RedisSettings(**given(url=url))
 

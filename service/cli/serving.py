@@ -44,7 +44,7 @@ def serve(
 
     with plain_errors():
         configure_log()
-        drain_s = max(WorkerSettings().drain_s, GatewaySettings().shutdown_s)
+        drain_s = max(WorkerSettings().drain_s, GatewaySettings(host=host, port=port).shutdown_s)
         redis_args: tuple[str, ...] | None = ("--redis-url", redis_url) if redis_url else None
         if redis_args is None and explicit_redis_url():
             redis_args = ()

@@ -13,14 +13,14 @@ from service.chat_intake import read_chat
 from service.chat_words import STREAM_EXAMPLE, ChatWords
 from service.exchange import Asked, exchange
 from service.openapi import HEADERS, event_stream, inlined
-from service.routes.describe import IDEMPOTENCY_KEY
+from service.routes.describe import IDEMPOTENCY_KEY, REQUEST_TIMEOUT
 from service.schemas import error_responses
 from service.schemas_chat import ChatBody, ChatCompletion
 
 router = APIRouter(tags=["chat"])
 
 DOCUMENTED = {
-    "parameters": [IDEMPOTENCY_KEY],
+    "parameters": [IDEMPOTENCY_KEY, REQUEST_TIMEOUT],
     "requestBody": {
         "required": True,
         "content": {"application/json": {"schema": inlined(ChatBody.model_json_schema())}},

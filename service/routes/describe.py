@@ -9,6 +9,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from service.deadlines import HEADER as TIMEOUT_HEADER
 from service.describe_words import STREAM, DescribeWords
 from service.exchange import Asked, exchange
 from service.idempotency import HEADER, MAX_KEY_CHARS
@@ -50,10 +51,17 @@ IDEMPOTENCY_KEY = header(
     minLength=1,
     maxLength=MAX_KEY_CHARS,
 )
+REQUEST_TIMEOUT = header(
+    TIMEOUT_HEADER,
+    "How long the answer may take, from the request's arrival; then 504, and the work is dropped. A"
+    " background job ends then, too. Default and limit are the service's settings.",
+    pattern="^[0-9]+$",
+)
 DOCUMENTED = {
     "parameters": [
         header("Prefer", "`respond-async`: 202 and a job at once, instead of the answer."),
         IDEMPOTENCY_KEY,
+        REQUEST_TIMEOUT,
     ],
     "requestBody": {
         "required": True,

@@ -13,6 +13,7 @@ from fastapi import APIRouter, Header, Path, Request, Response
 from fastapi.responses import JSONResponse
 
 from service.answers import Answer
+from service.callers import caller_of
 from service.describe_words import STREAM, DescribeWords
 from service.exchange import told
 from service.gateway import Gateway
@@ -42,14 +43,14 @@ EVENTS: dict[int | str, dict[str, Any]] = {
 @router.get("/v1/jobs/{job_id}", summary="A job's status and result", response_model=None, responses=JOB)
 async def get_job(job_id: JobId, request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
-    return JSONResponse(job_json(await gateway.job(job_id)))
+    return JSONResponse(job_json(await gateway.job(job_id, caller_of(request))))
 
 
 @router.delete("/v1/jobs/{job_id}", summary="Cancel a job", response_model=None, responses=JOB)
 async def cancel_job(job_id: JobId, request: Request) -> Response:
     """Idempotent: a job that has ended stays as it ended."""
     gateway: Gateway = request.app.state.gateway
-    return JSONResponse(job_json(await gateway.cancel(job_id)))
+    return JSONResponse(job_json(await gateway.cancel(job_id, caller_of(request))))
 
 
 @router.get(
@@ -61,7 +62,7 @@ async def cancel_job(job_id: JobId, request: Request) -> Response:
 )
 async def job_events(job_id: JobId, request: Request, last_event_id: LastEventId = None) -> Response:
     gateway: Gateway = request.app.state.gateway
-    status = await gateway.job(job_id)
+    status = await gateway.job(job_id, caller_of(request))
     after = resume_after(last_event_id, status)
     if has_seen_the_end(after, status.terminal):
         return Response(status_code=204)

@@ -43,7 +43,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Topology]:
     with EmbeddedRedis() as server:
         with redis.Redis.from_url(server.url) as client:
             client.config_set("maxmemory", "256mb")
-        few = {"TWIGSERVE_GATEWAY_MAX_QUEUED_JOBS": "2"}
+        few = {"TWIGSERVE_GATEWAY_MAX_OPEN_REQUESTS": "2"}
         with Topology(folder, short_settings(server.url), few) as topology:
             await_true(lambda: _busy(topology), "traffic in Prometheus")
             yield topology

@@ -49,7 +49,7 @@ def settings(redis_settings: RedisSettings) -> GatewaySettings:  # noqa: F811
         max_pixels=1_000_000,
         max_prompt_chars=1000,
         max_tokens_limit=256,
-        max_queued_jobs=8,
+        max_open_requests=8,
         look_age_s=0,
         request_timeout_s=20,
         sse_heartbeat_s=0.1,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
+import math
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +16,7 @@ import httpx
 import pytest
 
 from service.embedded_redis import EmbeddedRedis
+from service.prediction import TEMPLATE_TOKENS
 from service.protocol import ErrorData, TokenData
 from service.settings import GatewaySettings
 from tests.redis_fixture import short_settings
@@ -155,7 +158,7 @@ async def test_leaving_while_the_body_is_read(live: Live, worker: ScriptedWorker
 
 
 async def test_a_body_that_trickles_in_is_408(settings: GatewaySettings, worker: ScriptedWorker) -> None:
-    async with on_a_port(settings.model_copy(update={"request_timeout_s": 0.1})) as live:
+    async with on_a_port(settings.model_copy(update={"body_timeout_s": 0.1})) as live:
         host, port = live.url.removeprefix("http://").split(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         writer.write(f"POST {URL} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n".encode())
@@ -170,7 +173,7 @@ async def test_over_the_limit_is_429(settings: GatewaySettings, worker: Scripted
     worker.hold()
     body = {"image": PNG64}
     async with (
-        on_a_port(settings.model_copy(update={"max_queued_jobs": 2})) as live,
+        on_a_port(settings.model_copy(update={"max_open_requests": 2})) as live,
         httpx.AsyncClient(base_url=live.url, timeout=10) as client,
     ):
         asking = [asyncio.create_task(client.post(URL, json=body)) for _ in range(2)]
@@ -186,7 +189,9 @@ async def test_over_the_limit_is_429(settings: GatewaySettings, worker: Scripted
 async def test_other_gateways_jobs_count(settings: GatewaySettings, worker: ScriptedWorker) -> None:
     """The worker holds one job; two more wait in the queue, put there by another gateway."""
     worker.hold()
-    limited = settings.model_copy(update={"max_queued_jobs": 2})
+    worker.heartbeat(tokens_per_s=10.0)
+    cost = 128 + 8 + TEMPLATE_TOKENS + 7  # max_tokens, R-bar, the prompt's own
+    limited = settings.model_copy(update={"max_reserved_tokens": 3 * cost})
     async with (
         on_a_port(settings) as other,
         on_a_port(limited) as live,
@@ -199,9 +204,14 @@ async def test_other_gateways_jobs_count(settings: GatewaySettings, worker: Scri
         async with asyncio.timeout(5):
             while (await live.gateway.look())[0].waiting < 2:  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
-        assert error_of(await ask(live.url + URL), 429)["code"] == "queue_full"
+        refused = await ask(live.url + URL)
+        assert error_of(refused, 429)["code"] == "queue_full"
+        assert int(refused.headers["Retry-After"]) == math.ceil(cost / 10)
+        broken = await ask(live.url + URL, json={"image": base64.b64encode(b"GIF89a").decode()})
+        assert error_of(broken, 429)["code"] == "queue_full"  # before it is decoded
         worker.resume()
         await asyncio.gather(*asking)
+        assert (await live.gateway.look())[0].reserved_tokens == 0
 
 
 @pytest.mark.parametrize("announced", [True, False])
