@@ -28,6 +28,7 @@ from model.detokenize import Detokenizer
 from model.dtypes import resolve_dtype
 from model.generation import Generation, Times
 from model.limits import card_of, kv_budget, limits_of
+from model.memory import ByGroup
 from model.randomness import sampler_of
 from model.request import FinishReason, Request, RequestError, Result, SamplingParams, StepOutput
 from model.runner import Row, RowOutcome, Runner
@@ -77,6 +78,7 @@ class Engine:
         self.card: ModelCard = card_of(adapter, twig_config, config, limits)
         self._memory = kv_budget(adapter, twig_config, config, limits, dtype.itemsize)
         self._admission = Admission(adapter, twig_config, len(adapter.layers), limits, self._memory)
+        self.dtype = str(dtype).removeprefix("torch.")
         self._adapter, self._limits, self._clock = adapter, limits, clock
         self._scheduler = Scheduler(config.max_batch)
         self._runner = Runner(
@@ -169,6 +171,17 @@ class Engine:
             self.check_integrity()
         return list(self._outputs.values())
 
+    def next_logits(self, request: Request) -> torch.Tensor:
+        """float32 [vocabulary]: what the base says after the prompt and resume_token_ids, for diagnosis.
+
+        Needs an engine without work.
+        """
+        if self.has_work():
+            raise RuntimeError("next_logits needs an engine without work")
+        prompt = self._admission.prompt(request)
+        self._make_room([prompt.kv])
+        return self._runner.next_logits(prompt, self._runner.encode(prompt))
+
     def stats(self) -> EngineStats:
         scheduler = self._scheduler
         return EngineStats(
@@ -211,7 +224,7 @@ class Engine:
             self._leave(slot, "abort")
 
     def _let_in(self) -> None:
-        while self._make_room() and (generation := self._scheduler.next_waiting()) is not None:
+        while self._may_enter() and (generation := self._scheduler.next_waiting()) is not None:
             generation.times.admitted = self._clock()
             if generation.finish_reason is None and self._prefill(generation):
                 self._scheduler.join(generation)
@@ -219,18 +232,19 @@ class Engine:
                 self._scheduler.forget(generation)
                 self._end(generation)
 
-    def _make_room(self) -> bool:
+    def _may_enter(self) -> bool:
         """False where the first in line has to wait for memory."""
-        scheduler, memory = self._scheduler, self._memory
+        scheduler = self._scheduler
         waiting = [g.prompt.kv for g in islice(scheduler.waiting, scheduler.slots)]
-        if not waiting or not scheduler.free_slots:
-            return True
-        slabs = memory.plan([g.prompt.kv for g in scheduler.running], waiting)
+        return not waiting or not scheduler.free_slots or self._make_room(waiting)
+
+    def _make_room(self, waiting: Sequence[ByGroup]) -> bool:
+        slabs = self._memory.plan([g.prompt.kv for g in self._scheduler.running], waiting)
         if slabs is None:
             return False
-        if slabs != memory.held:
+        if slabs != self._memory.held:
             self._runner.cache.hold(slabs)
-            memory.held = slabs
+            self._memory.held = slabs
         return True
 
     def _prefill(self, generation: Generation) -> bool:

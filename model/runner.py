@@ -193,6 +193,17 @@ class Runner:
         self._base(x, positions, [slot], [len(tokens)])
         self.cache.extend(slot, len(tokens))
 
+    @torch.inference_mode()
+    def next_logits(self, prompt: Prompt, features: Tensor | None) -> Tensor:
+        """float32 [vocabulary] after the prompt; the cache is as it was."""
+        start = self.prefill(prompt, features)
+        try:
+            states, _, _ = self._trunk_step([start.pending], [start.vector], [start.slot], 0)
+            x = self._base(states, [self.cache.full.lengths[start.slot]], [start.slot], [1])
+            return self.adapter.head(x).float()[0]
+        finally:
+            self.cache.release(start.slot)
+
     def _embed(self, tokens: Sequence[int], vectors: Sequence[Tensor | None] = ()) -> Tensor:
         """[n, hidden]; where a vector is given it stands for the token."""
         x = self.adapter.embed(self._tensor(tokens))

@@ -1,4 +1,4 @@
-"""The commands that run a model here, without any service: describe, bench, evaluate, train."""
+"""The commands that run a model here, without any service: describe, bench, verify, evaluate, train."""
 
 from __future__ import annotations
 
@@ -111,6 +111,47 @@ def bench(
     print_table(report)
     if as_json:
         typer.echo(json.dumps(report))
+
+
+def verify(
+    base: Annotated[str, typer.Argument(help="`embedded` or a checkpoint directory.")] = "embedded",
+    twig: Twig = None,
+    device: Device = None,
+    dtype: Annotated[
+        list[str] | None, typer.Option(help="Repeatable; float32 and bfloat16 by default.")
+    ] = None,
+    threads: Threads = None,
+    fork_layer: ForkLayer = None,
+    drop_layer: DropLayer = None,
+    max_tokens: Annotated[int, typer.Option(min=4, help="Of each answer.")] = 32,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object last.")] = False,
+) -> None:
+    """Does a checkpoint answer alike with and without speculation, alone and in a batch? Exit 0 or 1."""
+    with plain_errors():
+        from tqdm import tqdm
+
+        from model.verify import VerifyConfig
+        from model.verify import verify as run
+        from service.bundled import sample_pictures
+
+        said = given(device=device, dtypes=tuple(dtype) if dtype else None)
+        config = VerifyConfig(
+            sample_pictures(),
+            base,
+            twig,
+            threads=threads,
+            max_tokens=max_tokens,
+            fork_layer=fork_layer,
+            drop_layer=drop_layer,
+            **said,
+        )
+        with tqdm(total=config.answers, unit="answer", disable=None, leave=False) as bar:
+            verdict = run(config, bar.update)
+    for check in verdict["checks"]:
+        typer.echo(f"{'ok  ' if check['ok'] else 'FAIL'} {check['name']} – {check['detail']}")
+    if as_json:
+        typer.echo(json.dumps(verdict))
+    raise typer.Exit(0 if verdict["ok"] else 1)
 
 
 def _open_image(path: Path) -> Any:

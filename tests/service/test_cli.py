@@ -22,6 +22,7 @@ run = CliRunner().invoke
         ["worker"],
         ["describe"],
         ["bench"],
+        ["verify"],
         ["check", "gateway"],
         ["check", "worker"],
     ],
