@@ -198,8 +198,9 @@ class Runner:
         """float32 [vocabulary] after the prompt; the cache is as it was."""
         start = self.prefill(prompt, features)
         try:
-            states, _, _ = self._trunk_step([start.pending], [start.vector], [start.slot], 0)
-            x = self._base(states, [self.cache.full.lengths[start.slot]], [start.slot], [1])
+            slot, positions = start.slot, [length + prompt.shift for length in self.cache.full.lengths]
+            states, _, _ = self._trunk_step([start.pending], [start.vector], [slot], positions, 0)
+            x = self._base(states, [positions[slot]], [slot], [1])
             return self.adapter.head(x).float()[0]
         finally:
             self.cache.release(start.slot)

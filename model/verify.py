@@ -21,6 +21,8 @@ from model.engine import Engine, EngineConfig
 from model.request import Request, Result, SamplingParams
 
 BATCH = 8
+# R-bar as a share of M: of the tier `fast`, as far as it is possible.
+BUDGETS = {"unpruned": 1.0, "pruned": 1 / 9}
 QUESTIONS = ("Describe the image.", "What is in the picture?")
 # How far apart two logits may be, relative to the largest, for rounding to exchange them.
 NEAR_TIE = {"float32": 1e-5, "float16": 2.0**-8, "bfloat16": 2.0**-5}
@@ -37,7 +39,10 @@ class Check:
 
 @dataclass(frozen=True)
 class VerifyConfig:
-    """pictures: files. dtypes: each loads the checkpoint anew. fork_layer, drop_layer: as the engine's."""
+    """pictures: files. dtypes: each loads the checkpoint anew. batch: how many questions, asked together too.
+
+    fork_layer, drop_layer: as the engine's.
+    """
 
     pictures: Sequence[Path]
     base: str = "embedded"
@@ -45,6 +50,7 @@ class VerifyConfig:
     device: str = "cpu"
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
     threads: int | None = None
+    batch: int = BATCH
     max_tokens: int = 32
     fork_layer: int | None = None
     drop_layer: int | None = None
@@ -60,7 +66,7 @@ class VerifyConfig:
     @property
     def answers(self) -> int:
         """At most so many are given: plain, resumed, and three other ways, pruned and not."""
-        return len(self.dtypes) * 2 * 5 * BATCH
+        return len(self.dtypes) * len(BUDGETS) * 5 * self.batch
 
 
 def verify(config: VerifyConfig, tick: Tick = lambda _answers: None) -> dict[str, Any]:
@@ -73,36 +79,40 @@ def verify(config: VerifyConfig, tick: Tick = lambda _answers: None) -> dict[str
                 config.twig,
                 device=config.device,
                 dtype=dtype,
-                config=EngineConfig(max_batch=BATCH, threads=config.threads),
+                config=EngineConfig(max_batch=config.batch, threads=config.threads),
                 fork_layer=config.fork_layer,
                 drop_layer=config.drop_layer,
             )
         except Exception as error:  # a checkpoint that does not load is what was to be found out
             checks.append(Check(f"{dtype}: load", False, f"{type(error).__name__}: {error}"))
             continue
-        checks += examine(engine, config.pictures, config.max_tokens, tick)
+        checks += examine(engine, config.pictures, config.batch, config.max_tokens, tick)
         del engine
         gc.collect()  # never two of them in memory
     return {"ok": all(check.ok for check in checks), "checks": [asdict(check) for check in checks]}
 
 
 def examine(
-    engine: Engine, pictures: Sequence[Path], max_tokens: int, tick: Tick = lambda _answers: None
+    engine: Engine,
+    pictures: Sequence[Path],
+    batch: int,
+    max_tokens: int,
+    tick: Tick = lambda _answers: None,
 ) -> list[Check]:
     """All checks of a loaded engine without work; those after one that broke the engine are left out."""
-    return list(_Examination(engine, questions(pictures, max_tokens), tick).checks())
+    return list(_Examination(engine, questions(pictures, batch, max_tokens), tick).checks())
 
 
-def questions(pictures: Sequence[Path], max_tokens: int) -> list[Request]:
-    """As many as a batch holds, all different as far as pictures and questions go."""
-    images = [_read(path) for path in pictures[:BATCH]]
+def questions(pictures: Sequence[Path], count: int, max_tokens: int) -> list[Request]:
+    """All different as far as pictures and questions go."""
+    images = [_read(path) for path in pictures[:count]]
     return [
         Request(
             prompt=QUESTIONS[number // len(images) % len(QUESTIONS)],
             images=[images[number % len(images)]],
             sampling=SamplingParams(max_tokens=max_tokens),
         )
-        for number in range(BATCH)
+        for number in range(count)
     ]
 
 
@@ -122,28 +132,27 @@ class _Examination:
 
     def checks(self) -> Iterator[Check]:
         card = self.engine.card
-        budgets = {"unpruned": card.image_tokens}
-        pruned = card.quality.get("fast", card.default_retained)
-        if pruned != card.image_tokens:
-            budgets[f"pruned to {pruned}"] = pruned
+        prunes = card.retained_min < card.image_tokens
         try:
-            for name, retained in budgets.items():
-                yield from self._of_budget(f"{self.engine.dtype}, {name}", retained)
+            for name, share in BUDGETS.items():
+                if share == 1 or prunes:
+                    yield from self._of_budget(f"{self.engine.dtype}, {name}", share)
         except _Broken as broken:
             yield broken.args[0]
 
-    def _of_budget(self, name: str, retained: int) -> Iterator[Check]:
-        plain = [replace(request, retained_tokens=retained, speculation=False) for request in self.requests]
+    def _of_budget(self, name: str, share: float) -> Iterator[Check]:
+        plain = [replace(request, retained_share=share, speculation=False) for request in self.requests]
+        size = len(plain)
         yardstick = self._ask(f"{name}: plain", plain, batch=1)
         yield self._whole(f"{name}: plain", yardstick)
         resumed = [
             replace(request, resume_token_ids=tuple(result.token_ids[: len(result.token_ids) // 2]))
             for request, result in zip(plain, yardstick, strict=True)
         ]
-        ways = [("resumed half-way", resumed, 1), (f"batch {BATCH}", plain, BATCH)]
+        ways = [("resumed half-way", resumed, 1), (f"batch {size}", plain, size)]
         if self.engine.card.speculation:
             drafting = [replace(request, speculation=True) for request in plain]
-            ways += [("speculation", drafting, 1), (f"speculation, batch {BATCH}", drafting, BATCH)]
+            ways += [("speculation", drafting, 1), (f"speculation, batch {size}", drafting, size)]
         for way, requests, batch in ways:
             results = self._ask(f"{name}: {way}", requests, batch)
             yield self._compared(f"{name}: {way}", requests, yardstick, results)

@@ -123,6 +123,7 @@ class WorkerSettings(_Settings):
 
     dtype auto is bfloat16 where the device multiplies it natively, else float32.
     kv_cache_bytes: the most the KV cache may hold; None is what max_batch requests need at the most.
+    verify: checks at the start what `twigserve verify` checks, and does not become ready if that fails.
 
     poll_s bounds how late an idle worker sees an expired lease; new jobs wake it at once.
     stall_s: an engine whose round takes longer counts as dead: its leases are let go, `check worker` fails.
@@ -138,6 +139,7 @@ class WorkerSettings(_Settings):
     threads: int | None = Field(None, ge=1)
     max_batch: int = Field(8, ge=1)
     kv_cache_bytes: int | None = Field(None, ge=1)
+    verify: bool = False
     fork_layer: int | None = None
     drop_layer: int | None = None
     redis: RedisSettings = Field(default_factory=RedisSettings)

@@ -12,6 +12,7 @@ import signal
 import socket
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -22,6 +23,7 @@ from model.randomness import seed_of
 from model.request import Request, RequestError, Result, SamplingParams, StepOutput
 from service.broker.base import WorkerBroker
 from service.broker.redis_worker import RedisWorkerBroker
+from service.bundled import sample_pictures
 from service.metrics import WorkerMetrics
 from service.protocol import DoneData, ErrorData, ImageRef, JobParams, ModelCard
 from service.running import EngineLoad, Progress, Refused, RunningJob
@@ -30,6 +32,8 @@ from service.worker_loop import Worker
 
 if TYPE_CHECKING:
     from model.engine import Engine as TwigEngine
+
+VERIFY_TOKENS = 16  # of each answer at start-up: a fault in the rounds shows in the first few
 
 log = logging.getLogger("twigserve.worker")
 
@@ -146,15 +150,42 @@ class Engine:
         return done.model_copy(update=token_map)
 
 
-def run_worker(settings: WorkerSettings, load: Callable[[WorkerSettings], VlmEngine] = load_engine) -> None:
+def load_proved(settings: WorkerSettings) -> TwigEngine:
+    """`load_engine`, and where the settings say so no engine whose answers depend on how they are made."""
+    engine = load_engine(settings)
+    if settings.verify:
+        from model.verify import BATCH, examine
+
+        checks = examine(engine, sample_pictures(), min(BATCH, settings.max_batch), VERIFY_TOKENS)
+        for check in checks:
+            log.info("verify", extra={"check": check.name, "ok": check.ok, "detail": check.detail})
+        for check in checks:
+            if not check.ok:
+                raise ValueError(f"{settings.vlm} failed its verification: {check.name} – {check.detail}")
+    return engine
+
+
+def _leave_at_once(number: int, _frame: object) -> None:
+    """While the engine loads there is nothing to give back, and no call of the loader has to be awaited."""
+    with suppress(RuntimeError):  # the signal may have come in the middle of a line of the log
+        log.info("worker left before it was ready", extra={"signal": signal.Signals(number).name})
+    os._exit(0)
+
+
+def _on_stop(handler: Callable[[int, Any], object]) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handler)
+
+
+def run_worker(settings: WorkerSettings, load: Callable[[WorkerSettings], VlmEngine] = load_proved) -> None:
     """Returns when drained after SIGTERM or SIGINT; raises where the engine failed."""
+    _on_stop(_leave_at_once)
     worker_id = settings.worker_id or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
     engine = Engine(load(settings))
     metrics = WorkerMetrics(engine.card.layers)
     broker: WorkerBroker = RedisWorkerBroker(settings.redis)
     worker = Worker(engine, broker, settings, worker_id, metrics)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: worker.stop())
+    _on_stop(lambda *_: worker.stop())
     server = None
     if settings.metrics_port is not None:
         server, _ = start_http_server(settings.metrics_port, settings.metrics_host, metrics.registry)

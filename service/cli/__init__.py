@@ -17,10 +17,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (serving.serve, serving.gateway, serving.worker, local.describe, local.bench):
+for command in (serving.serve, serving.gateway, serving.worker, local.describe, local.bench, local.evaluate):
     app.command()(command)
-for command in (local.verify, local.evaluate):
-    app.command()(command)
+app.command()(local.verify)
 
 train = typer.Typer(no_args_is_help=True, help="Makes the embedded model: base, then twig. Resumable.")
 train.command("base")(local.train_base)

@@ -99,6 +99,9 @@ def worker(
     kv_cache_bytes: KvCacheBytes = None,
     fork_layer: ForkLayer = None,
     drop_layer: DropLayer = None,
+    verify: Annotated[
+        bool | None, typer.Option("--verify", help="Check the answers first; not ready if they are wrong.")
+    ] = None,
     metrics_port: Annotated[int | None, typer.Option(help="Port of this worker's own /metrics.")] = None,
 ) -> None:
     """One worker: an engine that takes jobs from the queue."""
@@ -113,6 +116,7 @@ def worker(
             kv_cache_bytes=kv_cache_bytes,
             fork_layer=fork_layer,
             drop_layer=drop_layer,
+            verify=verify,
             metrics_port=metrics_port,
         )
         settings = WorkerSettings(redis=redis(redis_url), **said)

@@ -17,6 +17,8 @@ from model.runner import Runner
 from model.verify import NEAR_TIE, VerifyConfig, examine, verify
 from service.bundled import sample_pictures
 from service.cli import app
+from service.settings import WorkerSettings
+from service.worker import load_proved
 from tests.model.harness import IMAGE, World, ask, run
 
 TOKENS = 12
@@ -25,7 +27,7 @@ WAYS = ["plain", "resumed half-way", "batch 8", "speculation", "speculation, bat
 
 def failed(engine: Engine) -> set[str]:
     """The ways whose checks failed, pruned or not."""
-    checks = examine(engine, sample_pictures(), TOKENS)
+    checks = examine(engine, sample_pictures(), 8, TOKENS)
     return {check.name.split(": ")[1] for check in checks if not check.ok}
 
 
@@ -37,7 +39,7 @@ def test_a_tiny_checkpoint_passes_in_both_formats(tame: World) -> None:
     verdict = verify(config, ticks.append)
     assert verdict["ok"], verdict
     names = [check["name"] for check in verdict["checks"]]
-    budgets = ("unpruned", "pruned to 8")
+    budgets = ("unpruned", "pruned")
     assert names == [
         f"{dtype}, {budget}: {way}" for dtype in ("float32", "bfloat16") for budget in budgets for way in WAYS
     ]
@@ -47,13 +49,13 @@ def test_a_tiny_checkpoint_passes_in_both_formats(tame: World) -> None:
 
 
 def test_the_embedded_model_passes() -> None:
-    verdict = verify(VerifyConfig(sample_pictures()[:2], dtypes=("float32",), max_tokens=6))
+    verdict = verify(VerifyConfig(sample_pictures(), dtypes=("float32",), batch=3, max_tokens=6))
     assert verdict["ok"], verdict
     assert len(verdict["checks"]) == 10
 
 
 def test_a_base_without_a_twig_has_fewer_ways(tame: World) -> None:
-    checks = examine(tame.engine(twig=False), sample_pictures(), TOKENS)
+    checks = examine(tame.engine(twig=False), sample_pictures(), 8, TOKENS)
     assert [check.name.split(": ")[1] for check in checks] == WAYS[:3]
     assert all(check.ok for check in checks)
 
@@ -111,11 +113,11 @@ def test_an_engine_that_breaks_is_a_failed_check(tame: World, monkeypatch: pytes
         raise RuntimeError("no such device")
 
     monkeypatch.setattr(Runner, "round", broken)
-    (check, *_) = examine(tame.engine(), sample_pictures(), TOKENS)
+    (check, *_) = examine(tame.engine(), sample_pictures(), 8, TOKENS)
     assert not check.ok
     assert "no such device" in check.detail
     monkeypatch.setattr(Engine, "generate", broken)
-    (only,) = examine(tame.engine(), sample_pictures(), TOKENS)
+    (only,) = examine(tame.engine(), sample_pictures(), 8, TOKENS)
     assert (only.name, only.ok) == ("float32, unpruned: plain", False)
 
 
@@ -124,7 +126,9 @@ def test_a_parting_at_a_near_tie_is_told_and_is_no_fault(
 ) -> None:
     monkeypatch.setattr(model.runner, "accept", one_too_many)
     monkeypatch.setitem(NEAR_TIE, "float32", 2.0)  # any two tokens tie
-    checks = {check.name.split(": ")[1]: check for check in examine(tame.engine(), sample_pictures(), TOKENS)}
+    checks = {
+        check.name.split(": ")[1]: check for check in examine(tame.engine(), sample_pictures(), 8, TOKENS)
+    }
     assert checks["speculation"].ok
     assert "part at a near-tie (logits" in checks["speculation"].detail
 
@@ -171,3 +175,23 @@ def test_the_command_prints_one_verdict_last(
     assert verdict["ok"] is not broken
     assert all(check.keys() == {"name", "ok", "detail"} for check in verdict["checks"])
     assert ("FAIL float32, unpruned: speculation" in done.stdout) is broken
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_worker_that_verifies_does_not_start_on_wrong_answers(
+    tame: World, monkeypatch: pytest.MonkeyPatch, broken: bool
+) -> None:
+    settings = WorkerSettings(
+        vlm=str(tame.base_path),
+        twig=str(tame.twig_path),
+        dtype="float32",
+        max_batch=3,
+        verify=True,
+        threads=1,
+    )
+    if not broken:
+        assert load_proved(settings).stats().free_slots == 3
+        return
+    monkeypatch.setattr(model.runner, "accept", one_too_many)
+    with pytest.raises(ValueError, match=r"failed its verification: float32, unpruned: speculation – answer"):
+        load_proved(settings)
