@@ -75,7 +75,7 @@ def stage() -> Iterator[Stage]:
 def running(
     command: list[str], environment: dict[str, str], cores: set[int]
 ) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(command, env=environment)  # noqa: S603 - our own commands
+    process = subprocess.Popen(command, env=environment)
     pin(process.pid, cores)
     try:
         yield process

@@ -138,16 +138,10 @@ class Engine:
         if result.finish_reason in ("abort", "error"):
             log.error("request failed in the engine", extra={"error": result.error})
             return ErrorData(message="The engine could not finish the request.", code="engine_error")
-        done = _done(result, self.card.model_id, batch_size)
+        done = done_data(result, self.card.model_id, batch_size)
         if result.request_id not in self._wants_map:
             return done
-        scores = None if result.token_scores is None else tuple(result.token_scores)
-        token_map = {
-            "grid": self.card.grid,
-            "kept_indices": tuple(result.kept_indices),
-            "token_scores": scores,
-        }
-        return done.model_copy(update=token_map)
+        return done.model_copy(update=token_map_of(result, self.card.grid))
 
 
 def load_proved(settings: WorkerSettings) -> TwigEngine:
@@ -227,7 +221,7 @@ def _pixels(image: ImageRef, raw: bytes | None) -> Any:
     return np.frombuffer(bytearray(raw), np.uint8).reshape(image.height, image.width, 3)
 
 
-def _done(result: Result, model_id: str, batch_size: int) -> DoneData:
+def done_data(result: Result, model_id: str, batch_size: int) -> DoneData:
     return DoneData(
         text=result.text,
         token_ids=tuple(result.token_ids),
@@ -247,3 +241,9 @@ def _done(result: Result, model_id: str, batch_size: int) -> DoneData:
         decode_s=result.decode_s,
         ttft_s=result.ttft_s,
     )
+
+
+def token_map_of(result: Result, grid: tuple[int, int]) -> dict[str, Any]:
+    """The fields of DoneData that only who asked for the map is given."""
+    scores = None if result.token_scores is None else tuple(result.token_scores)
+    return {"grid": grid, "kept_indices": tuple(result.kept_indices), "token_scores": scores}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from importlib import resources
 from typing import Any
 
@@ -58,6 +58,13 @@ def sync_client(settings: RedisSettings) -> redis.Redis:
     if behind is not None:
         return sentinel_client(behind, options)
     return redis.Redis.from_url(url, **options)
+
+
+def server_version(settings: RedisSettings) -> tuple[int, ...]:
+    """(7, 0, 15); Valkey tells the Redis it is compatible with. Raises redis-py's errors."""
+    with closing(sync_client(settings)) as client:
+        told = client.info("server")["redis_version"]
+    return tuple(int(part) for part in str(told).split(".") if part.isdecimal())
 
 
 def async_client(settings: RedisSettings) -> redis.asyncio.Redis:

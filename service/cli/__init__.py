@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import typer
 
-from service.cli import keys, local, probes, serving
+from service.cli import describe, doctor, keys, local, probes, serving
 
 app = typer.Typer(
     name="twigserve",
     help="Descriptions of pictures by TwigVLM, served over HTTP.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    epilog="Completion for this shell: twigserve --install-completion.",
 )
-for command in (serving.serve, serving.gateway, serving.worker, local.describe, local.bench, local.evaluate):
+for command in (serving.serve, serving.gateway, serving.worker, local.bench, local.evaluate, doctor.doctor):
     app.command()(command)
 app.command()(local.verify)
+app.command(epilog=describe.EPILOG)(describe.describe)
 
 train = typer.Typer(no_args_is_help=True, help="Makes the embedded model: base, then twig. Resumable.")
 train.command("base")(local.train_base)

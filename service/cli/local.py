@@ -1,11 +1,11 @@
-"""The commands that run a model here, without any service: describe, bench, verify, evaluate, train."""
+"""The commands that run a model here, without any service: bench, verify, evaluate, train."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,7 +14,6 @@ from service.cli.options import (
     DropLayer,
     Dtype,
     ForkLayer,
-    Quality,
     Threads,
     Twig,
     Vlm,
@@ -24,62 +23,7 @@ from service.cli.options import (
 from service.settings import WorkerSettings
 
 if TYPE_CHECKING:
-    from model.request import Result
     from model.train.recipe import Paths, Tick
-
-
-def describe(
-    image: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
-    prompt: str = "Describe the image.",
-    max_tokens: int = 128,
-    retained_tokens: Annotated[
-        int | None, typer.Option(help="Visual tokens kept on average over all layers.")
-    ] = None,
-    quality: Quality | None = None,
-    speculation: bool = True,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object last.")] = False,
-    vlm: Vlm = None,
-    twig: Twig = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    threads: Threads = None,
-    fork_layer: ForkLayer = None,
-    drop_layer: DropLayer = None,
-) -> None:
-    """Describes one picture here, without any service."""
-    with plain_errors():
-        if quality is not None and retained_tokens is not None:
-            raise ValueError("give --quality or --retained-tokens, not both")
-        said = given(
-            vlm=vlm,
-            twig=twig,
-            device=device,
-            dtype=dtype,
-            threads=threads,
-            fork_layer=fork_layer,
-            drop_layer=drop_layer,
-        )
-        from model.request import Request, SamplingParams
-        from service.worker import load_engine
-
-        engine = load_engine(WorkerSettings(**said))
-        if quality is not None:
-            retained_tokens = engine.card.quality[quality.value]
-        request = Request(
-            prompt=prompt,
-            images=[_open_image(image)],
-            sampling=SamplingParams(max_tokens=max_tokens),
-            retained_tokens=retained_tokens,
-            speculation=speculation and engine.card.speculation,
-        )
-        report = _report(engine.generate([request])[0])
-    typer.echo(report["text"])
-    typer.echo(
-        f"acceptance {report['acceptance']:.1%} of {report['draft_tokens']} drafted tokens, "
-        f"pruned {report['pruned_share']:.1%} of {report['image_tokens']} visual tokens"
-    )
-    if as_json:
-        typer.echo(json.dumps(report))
 
 
 def bench(
@@ -152,32 +96,6 @@ def verify(
     if as_json:
         typer.echo(json.dumps(verdict))
     raise typer.Exit(0 if verdict["ok"] else 1)
-
-
-def _open_image(path: Path) -> Any:
-    """Upright RGB, as the gateway hands pictures to its workers."""
-    from PIL import Image, ImageOps
-
-    with Image.open(path) as picture:
-        return ImageOps.exif_transpose(picture).convert("RGB")
-
-
-def _report(result: Result) -> dict[str, Any]:
-    drafted, image_tokens = result.draft_tokens, result.image_tokens
-    kept = min(result.retained_tokens, image_tokens)
-    return {
-        "text": result.text,
-        "finish_reason": result.finish_reason,
-        "tokens": len(result.token_ids),
-        "draft_tokens": drafted,
-        "accepted_tokens": result.accepted_tokens,
-        "acceptance": result.accepted_tokens / drafted if drafted else 0.0,
-        "image_tokens": image_tokens,
-        "retained_tokens": kept,
-        "pruned_share": 1 - kept / image_tokens if image_tokens else 0.0,
-        "ttft_s": result.ttft_s,
-        "decode_s": result.decode_s,
-    }
 
 
 Art = Annotated[Path, typer.Option(help="The rendered scene art that `make data` writes.")]

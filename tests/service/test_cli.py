@@ -21,6 +21,7 @@ run = CliRunner().invoke
         ["gateway"],
         ["worker"],
         ["describe"],
+        ["doctor"],
         ["bench"],
         ["verify"],
         ["check", "gateway"],

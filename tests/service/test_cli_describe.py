@@ -1,0 +1,173 @@
+"""`twigserve describe`: against a gateway on a port with a scripted worker, and once with the engine here."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from PIL import Image
+from rich.console import Console
+from typer.testing import CliRunner
+
+from service.cli import app
+from service.cli.paper import DRAFTED, coloured
+from service.cli.pictures import find
+from service.protocol import ErrorData
+from service.schemas import TokenEvent
+from tests.e2e.service_process import ROOT
+from tests.service.gateway_fixture import Live
+from tests.service.scripted_worker import WORDS, ScriptedWorker, failing
+from tests.service.test_describe import PNG
+
+TEXT = "".join(WORDS)
+
+
+async def describe(*arguments: str, stdin: bytes | None = None) -> Result:
+    return await asyncio.to_thread(CliRunner().invoke, app, ["describe", *arguments], input=stdin)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("a.png", "b.png", "deep/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(PNG)
+    (tmp_path / "notes.txt").write_text("no picture")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+async def test_one_picture_at_a_service(live: Live, worker: ScriptedWorker, folder: Path) -> None:
+    done = await describe("a.png", "--server", live.url, "--prompt", "What is it?", "--quality", "balanced")
+    assert done.exit_code == 0
+    assert done.stdout.splitlines()[0] == TEXT
+    assert "acceptance 60.0% of 10 drafted tokens, pruned 55.6% of 36 visual tokens" in done.stdout
+    (job,) = worker.jobs
+    assert (job.prompt, job.params.retained_tokens, job.params.token_map) == ("What is it?", 16, False)
+
+
+async def test_several_pictures_and_patterns(live: Live, worker: ScriptedWorker, folder: Path) -> None:
+    done = await describe("**/*.png", "--server", live.url, "--json", "--no-speculation")
+    assert done.exit_code == 0
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [answer["file"] for answer in answers] == ["a.png", "b.png", "deep/c.png"]
+    assert {answer["text"] for answer in answers} == {TEXT}
+    assert not any(job.params.speculation for job in worker.jobs)
+
+
+async def test_standard_input_and_a_stream(live: Live, worker: ScriptedWorker) -> None:
+    done = await describe("-", "--server", live.url, "--stream", stdin=PNG)
+    assert done.exit_code == 0
+    assert done.stdout.splitlines()[0] == TEXT
+
+
+async def test_a_keep_map_for_each(live: Live, worker: ScriptedWorker, folder: Path) -> None:
+    done = await describe("a.png", "b.png", "--server", live.url, "--keep-map", "kept-{name}.png")
+    assert done.exit_code == 0
+    for name in ("a", "b"):
+        with Image.open(folder / f"kept-{name}.png") as drawn:
+            assert drawn.size == (144, 144)
+
+
+# --- exit codes ---
+
+
+async def test_one_bad_picture_does_not_stop_the_others(
+    live: Live, worker: ScriptedWorker, folder: Path
+) -> None:
+    done = await describe("notes.txt", "a.png", "--server", live.url)
+    assert done.exit_code == 1
+    assert TEXT in done.stdout
+    assert "notes.txt" in done.stderr
+    assert "notes.txt" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nothing.png"],
+        ["*.jpeg"],
+        ["deep"],
+        ["-", "-"],
+        ["a.png", "--quality", "fast", "--retained-tokens", "8"],
+        ["a.png", "--server", "http://127.0.0.1:9", "--model", "embedded"],
+        ["a.png", "b.png", "--keep-map", "one.png"],
+        ["a.png", "--api-key-file", "key.txt"],
+    ],
+    ids=" ".join,
+)
+async def test_wrong_use_is_one_line(folder: Path, arguments: list[str]) -> None:
+    done = await describe(*arguments)
+    assert done.exit_code == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert not done.stdout
+
+
+async def test_a_refused_option_is_wrong_use(live: Live, worker: ScriptedWorker, folder: Path) -> None:
+    done = await describe("a.png", "--server", live.url, "--retained-tokens", "35")
+    assert done.exit_code == 2
+    assert "retained_tokens" in done.stderr
+
+
+async def test_no_service_is_told_apart(live: Live, folder: Path) -> None:
+    done = await describe("a.png", "--server", "http://127.0.0.1:9")
+    assert done.exit_code == 3
+    assert done.stderr.startswith("twigserve: ")
+
+
+async def test_a_failed_job_is_the_services(live: Live, worker: ScriptedWorker, folder: Path) -> None:
+    worker.script = failing(ErrorData(message="The engine broke.", code="engine_error"))
+    done = await describe("a.png", "--server", live.url)
+    assert done.exit_code == 3
+    assert "The engine broke." in done.stderr
+
+
+async def test_the_help_tells_the_exit_codes() -> None:
+    done = await describe("--help")
+    assert "Exit codes" in " ".join(done.stdout.split())
+
+
+# --- parts by themselves ---
+
+
+def test_drafted_tokens_are_coloured() -> None:
+    event = TokenEvent(
+        text="a b c", token_ids=[1, 2, 3], drafted=[True, True, False], pieces=["a", " b", " c"]
+    )
+    told = coloured([event, TokenEvent(text=" d", token_ids=[4], drafted=[True])])
+    assert told.plain == "a b c d"
+    green = [told.plain[span.start : span.end] for span in told.spans if span.style == DRAFTED]
+    assert "".join(green) == "a b d"
+    plain = Console(file=io.StringIO(), force_terminal=False)
+    plain.print(told)
+    assert "\x1b" not in plain.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_round_without_its_pieces_is_not_split() -> None:
+    told = coloured([TokenEvent(text="a b", token_ids=[1, 2], drafted=[True, False])])
+    assert (told.plain, told.spans) == ("a b", [])
+
+
+def test_a_name_with_brackets_is_a_file_first(folder: Path) -> None:
+    (folder / "[x].png").write_bytes(PNG)
+    assert [picture.name for picture in find(["[x].png", "[ab].png"])] == ["[x].png", "a.png", "b.png"]
+
+
+@pytest.mark.timeout(300)
+async def test_the_engine_here(tmp_path: Path) -> None:
+    """The shipped weights, a few tokens: the same words as the HTTP API, and a keep-map."""
+    kept = tmp_path / "kept.png"
+    picture = str(ROOT / "docs/samples/castle.png")
+    options = ["--max-tokens", "6", "--quality", "fast", "--keep-map", str(kept), "--json"]
+    done = await describe(picture, *options, "--dtype", "float32", "--threads", "1")
+    assert done.exit_code == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    answer = json.loads(line)
+    assert answer["text"]
+    assert answer["usage"]["completion_tokens"] <= 6
+    assert len(answer["token_map"]["kept"]) < answer["usage"]["prompt_tokens_details"]["image_tokens"]
+    with Image.open(kept) as drawn:
+        assert drawn.width == drawn.height
