@@ -35,9 +35,18 @@ def bench(
     dtype: str = "bfloat16",
     repeats: int = 3,
     retained_tokens: Annotated[int | None, typer.Option(help="R-bar of ttp; tier `fast` by default.")] = None,
+    memory: Annotated[
+        bool,
+        typer.Option(
+            help="The KV cache of one request instead; from config files alone. Also `llava-1.5-7b`."
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object last.")] = False,
 ) -> None:
     """Our engine against transformers' generate, on the same weights in the same run."""
+    if memory:
+        _bench_memory(as_json, vlm, twig, dtype, max_tokens, retained_tokens)
+        return
     with plain_errors():
         from model.bench import BenchConfig, print_table, run_bench
 
@@ -53,6 +62,19 @@ def bench(
         )
         report = run_bench(config, lambda line: typer.echo(line, err=True))
     print_table(report)
+    if as_json:
+        typer.echo(json.dumps(report))
+
+
+def _bench_memory(
+    as_json: bool, vlm: str, twig: str | None, dtype: str, max_tokens: int, retained_tokens: int | None
+) -> None:
+    with plain_errors():
+        from model.bench.memory import MemoryConfig, print_memory, run_memory
+
+        budgets = (64,) if retained_tokens is None else (retained_tokens,)
+        report = run_memory(MemoryConfig(vlm, twig, dtype, max_tokens=max_tokens, retained_tokens=budgets))
+    print_memory(report)
     if as_json:
         typer.echo(json.dumps(report))
 
