@@ -145,6 +145,8 @@ def print_memory(report: dict[str, Any]) -> None:
         table.add_column(name, justify="left" if name == "method" else "right")
     for row in report["results"]:
         sizes = [f"{size / MIB:.1f}" for size in row["bytes"].values()]
+        if row["method"] == "base":  # whose layers are not cut into groups
+            sizes[:3] = ["–"] * 3
         kept = (str(row["retained_tokens"]), str(row["kept_tokens"]))
         table.add_row(row["method"], *kept, *sizes, f"{row['ratio']:.2f}")
     Console().print(table)
