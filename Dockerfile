@@ -76,7 +76,7 @@ CMD ["gateway"]
 
 FROM runtime AS worker
 # OMP_WAIT_POLICY: threads that spin between rounds would eat the CPU share of their neighbours.
-# HF_HUB_OFFLINE: the model is in the image or mounted; nothing is ever fetched.
+# HF_HUB_OFFLINE: a worker fetches nothing; the model is in the image, mounted, or brought by `twigserve fetch`.
 ENV TWIGSERVE_WORKER_METRICS_HOST=0.0.0.0 \
     OMP_WAIT_POLICY=passive \
     HF_HUB_OFFLINE=1

@@ -146,7 +146,10 @@ class Fleet:
             "OMP_WAIT_POLICY": "passive",
         }
         if name in GATEWAYS:
-            return common | {"TWIGSERVE_GATEWAY_SHUTDOWN_S": "60"}
+            return common | {
+                "TWIGSERVE_GATEWAY_SHUTDOWN_S": "60",
+                "TWIGSERVE_GATEWAY_ALLOW_ANONYMOUS": "true",
+            }
         return common | {"TWIGSERVE_WORKER_DRAIN_S": "60", "TWIGSERVE_WORKER_WORKER_ID": name}
 
     def _spawn(self, host: str, command: Sequence[str], variables: dict[str, str] | None = None) -> None:

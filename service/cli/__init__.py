@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from service.cli import describe, doctor, keys, local, probes, serving
+from service.cli import describe, doctor, keys, local, models, probes, serving
 
 app = typer.Typer(
     name="twigserve",
@@ -21,6 +21,7 @@ for command in (serving.serve, serving.gateway, serving.worker, local.bench, loc
     app.command()(command)
 app.command()(local.verify)
 app.command(epilog=describe.EPILOG)(describe.describe)
+app.command()(models.fetch)
 
 train = typer.Typer(no_args_is_help=True, help="Makes the embedded model: base, then twig. Resumable.")
 train.command("base")(local.train_base)

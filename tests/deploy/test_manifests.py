@@ -12,7 +12,7 @@ from tests.deploy.cluster import OVERLAYS, Cluster, Object, containers, environm
 
 KUBERNETES = "1.36.0"
 CUSTOM = {"ScaledObject", "TriggerAuthentication", "PodMonitor", "ServiceMonitor", "PrometheusRule"}
-BARE = ("base", "overlays/cpu-demo", "overlays/gpu", "overlays/redis-managed")
+BARE = ("base", "overlays/cpu-demo", "overlays/gpu", "overlays/gpu-fetched", "overlays/redis-managed")
 UNITS = {"m": 1e-3, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "k": 1e3, "M": 1e6, "G": 1e9}
 
 
@@ -140,7 +140,7 @@ def test_settings_are_known_and_nothing_adds_unknown_ones(cluster: Cluster) -> N
         assert pod(workload)["enableServiceLinks"] is False
 
 
-@pytest.mark.parametrize("overlay", ["overlays/gpu", "overlays/gpu-autoscaled"])
+@pytest.mark.parametrize("overlay", ["overlays/gpu", "overlays/gpu-autoscaled", "overlays/gpu-fetched"])
 def test_gpu_workers_have_one_gpu_the_image_for_it_and_the_model(overlay: str) -> None:
     """Caught once: the base had renamed the image, so that the overlay's own name matched nothing."""
     cluster = render(overlay)
@@ -170,3 +170,25 @@ def test_the_settings_built_from_the_variables_are_valid(cluster: Cluster) -> No
             if key.startswith(prefix)
         }
         settings.model_validate(values)
+
+
+def test_fetched_models_come_where_the_worker_looks_and_are_checked() -> None:
+    """The same image brings them, into the same volume, writable by its group and for nobody else."""
+    cluster = render("overlays/gpu-fetched")
+    worker = cluster.get("Deployment", "twigserve-worker")
+    assert worker is not None
+    (main,) = pod(worker)["containers"]
+    variables = environment(cluster, worker)
+    fetching = pod(worker)["initContainers"]
+    places = {one["args"][2] for one in fetching}
+    assert places == {variables["TWIGSERVE_WORKER_VLM"], variables["TWIGSERVE_WORKER_TWIG"]}
+    (sums,) = [volume["configMap"]["name"] for volume in pod(worker)["volumes"] if volume["name"] == "sums"]
+    config = cluster.get("ConfigMap", sums)
+    assert config is not None
+    for one in fetching:
+        assert one["image"] == main["image"]
+        command, address, _, option, file = one["args"]
+        assert (command, option) == ("fetch", "--sums")
+        assert file.removeprefix("/etc/models/") in config["data"]
+        assert address.strip("$()") in config["data"]
+    assert pod(worker)["securityContext"]["fsGroup"] == pod(worker)["securityContext"]["runAsGroup"]

@@ -72,7 +72,7 @@ def test_services_name_ports_of_their_pods(cluster: Cluster) -> None:
 
 def test_probes_name_ports_of_their_container(cluster: Cluster) -> None:
     for workload in cluster.workloads():
-        for one in containers(workload):
+        for one in pod(workload)["containers"]:
             assert {"startupProbe", "livenessProbe", "readinessProbe"} <= one.keys()
             ports = {port["name"] for port in one["ports"]}
             assert {probe["port"] for probe in find(one, "httpGet")} <= ports
@@ -115,7 +115,8 @@ def _subjects(cluster: Cluster, policy: Object) -> list[Object]:
 
 
 def _numbers(workload: Object, ports: set[str | int]) -> set[str | int]:
-    names = {port["name"]: port["containerPort"] for one in containers(workload) for port in one["ports"]}
+    ports = [port for one in pod(workload)["containers"] for port in one["ports"]]
+    names = {port["name"]: port["containerPort"] for port in ports}
     return {names.get(str(port), port) for port in ports}
 
 
