@@ -115,8 +115,8 @@ def _subjects(cluster: Cluster, policy: Object) -> list[Object]:
 
 
 def _numbers(workload: Object, ports: set[str | int]) -> set[str | int]:
-    ports = [port for one in pod(workload)["containers"] for port in one["ports"]]
-    names = {port["name"]: port["containerPort"] for port in ports}
+    own = [port for one in pod(workload)["containers"] for port in one["ports"]]
+    names = {port["name"]: port["containerPort"] for port in own}
     return {names.get(str(port), port) for port in ports}
 
 
