@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # torch's CPU build where there is no NVIDIA GPU; with one, pip chooses.
 CONSTRAINT := $(if $(shell command -v nvidia-smi 2>/dev/null),,-c constraints.txt)
 
-.PHONY: install serve test check fmt bench data train image loadtest cluster-drill dashboards
+.PHONY: install serve test check fmt bench data train image docs loadtest cluster-drill dashboards
 
 install: $(VENV)/.installed
 
@@ -49,6 +49,10 @@ train: data          ## the embedded model from nothing: hours on two cores, res
 	$(BIN)/twigserve train base
 	$(BIN)/twigserve train twig
 	$(BIN)/twigserve evaluate --model-card model/weights/README.md
+
+docs: install        ## the guide, strictly: build/site
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINT) -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 image:               ## gateway and CPU worker images, with buildah, podman or docker
 	docker/build gateway worker-cpu

@@ -1,0 +1,1 @@
+"""The guide's reference pages, generated from the code when the guide is built."""
