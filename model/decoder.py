@@ -8,7 +8,7 @@ Knows nothing of model families, requests, pruning or drafts; runs under `torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from model.cache import Window
 
-FOLD_ROWS = 1024
+FUSED_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,21 @@ class Norm:
         return (wide * torch.addmm(self.eps, wide * wide, self.mean).rsqrt_()).to(x.dtype)
 
 
-def folded(weight: Tensor, norm: Tensor) -> Tensor:
-    """[out, in] and the norm before it -> [in, out] with the norm's weight inside."""
-    product = weight.new_empty(weight.shape[1], weight.shape[0])
-    # In bands: a whole head in float32 would be what decides how much memory loading takes.
-    for begin in range(0, weight.shape[0], FOLD_ROWS):
-        band = weight[begin : begin + FOLD_ROWS].float() * norm.float()
-        product[:, begin : begin + FOLD_ROWS] = band.t()
-    return product
+def fused(parts: Iterable[Tensor], columns: int, norm: Tensor | None = None) -> Tensor:
+    """Products [out, in] as one [in, columns], one behind the other, the norm before them inside.
+
+    parts are taken one at a time and in bands: what loading holds beside the weights is one product.
+    """
+    out, at = None, 0
+    for weight in parts:
+        out = weight.new_empty(weight.shape[1], columns) if out is None else out
+        for band in weight.split(FUSED_ROWS):
+            product = band if norm is None else band.float() * norm.float()
+            out[:, at : at + len(band)] = product.t()
+            at += len(band)
+    if out is None or at != columns:
+        raise ValueError(f"products of {at} columns in all, expected {columns}")
+    return out
 
 
 def pair_order(heads: int, head_dim: int) -> Tensor:
@@ -78,21 +85,23 @@ class DecoderLayer:
     def __init__(self, tensors: Mapping[str, Tensor], shape: DecoderShape) -> None:
         self.heads, self.kv_heads, self.head_dim = shape.heads, shape.kv_heads, shape.head_dim
         self.rotated = shape.heads + shape.kv_heads
-        device = tensors["self_attn.q_proj.weight"].device
-        order = pair_order(self.rotated, self.head_dim).to(device)
+        queries, keys = shape.heads * self.head_dim, shape.kv_heads * self.head_dim
 
-        def fused(kind: str) -> Tensor:
-            rotated = [tensors[f"self_attn.{name}_proj.{kind}"] for name in "qk"]
-            return torch.cat((torch.cat(rotated)[order], tensors[f"self_attn.v_proj.{kind}"]))
+        def attention(kind: str) -> Iterator[Tensor]:
+            for name, heads in (("q", shape.heads), ("k", shape.kv_heads)):
+                tensor = tensors[f"self_attn.{name}_proj.{kind}"]
+                yield tensor[pair_order(heads, self.head_dim).to(tensor.device)]
+            yield tensors[f"self_attn.v_proj.{kind}"]
 
-        self.norm = Norm(shape.hidden, shape.norm_eps, device)
-        self.qkv = folded(fused("weight"), tensors["input_layernorm.weight"])
-        self.qkv_bias = fused("bias") if shape.qkv_bias else None
-        self.out = tensors["self_attn.o_proj.weight"].t().contiguous()
+        norm = tensors["input_layernorm.weight"]
+        self.norm = Norm(shape.hidden, shape.norm_eps, norm.device)
+        self.qkv = fused(attention("weight"), queries + 2 * keys, norm)
+        self.qkv_bias = torch.cat(list(attention("bias"))) if shape.qkv_bias else None
+        self.out = fused((tensors["self_attn.o_proj.weight"],), shape.hidden)
         self.out_bias = tensors["self_attn.o_proj.bias"] if shape.out_bias else None
-        gate_up = torch.cat((tensors["mlp.gate_proj.weight"], tensors["mlp.up_proj.weight"]))
-        self.gate_up = folded(gate_up, tensors["post_attention_layernorm.weight"])
-        self.down = tensors["mlp.down_proj.weight"].t().contiguous()
+        gate_up = (tensors[f"mlp.{name}_proj.weight"] for name in ("gate", "up"))
+        self.gate_up = fused(gate_up, 2 * shape.intermediate, tensors["post_attention_layernorm.weight"])
+        self.down = fused((tensors["mlp.down_proj.weight"],), shape.hidden)
 
     def __call__(self, x: Tensor, cis: Tensor, window: Window, layer: int) -> Tensor:
         # x: [tokens, hidden], the window's; cis: [tokens, 1, head_dim / 2]
@@ -145,7 +154,7 @@ class Head:
 
     def __init__(self, norm: Tensor, weight: Tensor, shape: DecoderShape) -> None:
         self.norm = Norm(shape.hidden, shape.norm_eps, weight.device)
-        self.weight = folded(weight, norm)
+        self.weight = fused((weight,), weight.shape[0], norm)
 
     def __call__(self, x: Tensor) -> Tensor:
         return torch.mm(self.norm(x), self.weight)
