@@ -18,11 +18,11 @@ from torch import Tensor
 
 from model.adapters.base import Footprint, Positions
 from model.adapters.loading import Base
-from model.adapters.words import Words
 from model.checkpoint import model_id
 from model.config import EngineConfig
 from model.decoder import DecoderShape, rotary_table
 from model.request import RequestError
+from model.words import Words
 
 
 class HubAdapter:

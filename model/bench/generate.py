@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from transformers import LlavaForConditionalGeneration
+from transformers import AutoModelForImageTextToText
 from transformers.generation.streamers import BaseStreamer
 
 from model.bench.measure import Arrivals, Limits
@@ -41,9 +42,21 @@ class TokenClock(BaseStreamer):
         """Nothing is buffered."""
 
 
+def joined(tensors: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Of all prompts, tiles (dimension 1 of five) padded to the most that one has."""
+    most = max(each["pixel_values"].shape[1] for each in tensors)
+    names = tensors[0]
+    out = {name: [each[name] for each in tensors] for name in names}
+    if tensors[0]["pixel_values"].dim() == 5:
+        out["pixel_values"] = [
+            F.pad(pixels, (0, 0, 0, 0, 0, 0, 0, most - pixels.shape[1])) for pixels in out["pixel_values"]
+        ]
+    return {name: torch.cat(parts) for name, parts in out.items()}
+
+
 class GenerateSide:
     def __init__(self, base: Path, dtype: str, device: str) -> None:
-        self.vlm = LlavaForConditionalGeneration.from_pretrained(base, dtype=getattr(torch, dtype))
+        self.vlm = AutoModelForImageTextToText.from_pretrained(base, dtype=getattr(torch, dtype))
         self.vlm.eval().to(device)
         self.device = device
         eos = self.vlm.generation_config.eos_token_id
@@ -59,8 +72,10 @@ class GenerateSide:
         for row, prompt in enumerate(prompts):
             ids[row, width - len(prompt.ids) :] = torch.tensor(prompt.ids)
             mask[row, width - len(prompt.ids) :] = 1
-        pixels = torch.cat([prompt.pixels for prompt in prompts]).to(self.vlm.dtype)
-        inputs = {"input_ids": ids, "attention_mask": mask, "pixel_values": pixels}
+        inputs = {"input_ids": ids, "attention_mask": mask} | joined([prompt.tensors for prompt in prompts])
+        inputs["pixel_values"] = inputs["pixel_values"].to(self.vlm.dtype)
+        if "image_grid_thw" in inputs:  # 3-D positions are told from the kinds of tokens
+            inputs["mm_token_type_ids"] = (ids == self.vlm.config.image_token_id).int()
         return {name: tensor.to(self.device) for name, tensor in inputs.items()}
 
     def run(self, prompts: Sequence[Prompt], limits: Limits) -> Arrivals:

@@ -8,16 +8,27 @@ from dataclasses import dataclass
 
 from model.bench.measure import Arrivals, Limits
 from model.bench.prompts import Prompt
+from model.card import ModelCard
 from model.engine import Engine
 from model.request import Request, SamplingParams
 
 
 @dataclass(frozen=True)
 class Mode:
-    """How the engine is asked. retained_tokens: R-bar; the image's whole M switches pruning off."""
+    """How the engine is asked. retained_tokens: R-bar; the image's whole M switches pruning off.
 
-    retained_tokens: int
+    retained_share: instead, where M differs from image to image.
+    """
+
+    retained_tokens: int | None
     speculation: bool
+    retained_share: float | None = None
+
+    @classmethod
+    def of(cls, card: ModelCard, retained: int, speculation: bool) -> Mode:
+        if card.image.dynamic is None:
+            return cls(retained, speculation)
+        return cls(None, speculation, retained / card.image_tokens)
 
 
 class EngineSide:
@@ -32,6 +43,7 @@ class EngineSide:
                 pixel_values=prompt.pixels,
                 sampling=sampling,
                 retained_tokens=mode.retained_tokens,
+                retained_share=mode.retained_share,
                 speculation=mode.speculation,
             )
             for prompt in prompts

@@ -98,13 +98,13 @@ class Bench:
     def measure(self, case: Case) -> list[Arrivals]:
         if case.method.startswith("generate"):
             return [self.theirs.run(prompts, self.limits) for prompts in self.batches(case.batch)]
-        mode = Mode(self.retained(case.method), case.method in SPECULATING)
+        mode = Mode.of(self.engine.card, self.retained(case.method), case.method in SPECULATING)
         return [self.ours.run(prompts, self.limits, mode) for prompts in self.batches(case.batch)]
 
     def _settle_answers(self) -> Limits:
         """Natural answers where they are long enough; looks at one unpruned answer to each picture."""
         natural = Limits(self.config.max_tokens, natural=True)
-        mode = Mode(self.engine.card.image_tokens, speculation=False)
+        mode = Mode.of(self.engine.card, self.engine.card.image_tokens, speculation=False)
         lengths = [self.ours.run(prompts, natural, mode).tokens for prompts in self.batches(1)]
         long_enough = statistics.mean(lengths) >= min(MIN_NATURAL_TOKENS, self.config.max_tokens)
         return Limits(self.config.max_tokens, natural=long_enough)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from model.bench import METHODS, BenchConfig, print_table, run_bench
 from model.bench.generate import GenerateSide
 from model.bench.measure import Arrivals, Figures, Limits
 from model.bench.prompts import Prompt, pictures
+from tests.model.families import Family, write_llava_next, write_qwen
 from tests.model.harness import IMAGE, World
+from tests.model.tiny import Shape
 
 ROW = {
     "model", "dtype", "threads", "batch", "method", "retained_tokens", "tokens_per_s", "ttft_ms",
@@ -103,6 +106,26 @@ def report(tame: World) -> dict[str, list[dict[str, object]]]:
     report = run_bench(config, lines.append)
     assert len(lines) > 10
     return report
+
+
+@pytest.mark.parametrize("write", [write_llava_next, write_qwen])
+def test_pictures_of_their_own_size(write: Callable[[Path, Shape], Family], tmp_path: Path) -> None:
+    """Both sides answer the same prompts, alone and in a batch, whatever the family's tower takes."""
+    family = write(tmp_path, Shape(upper_scale=0.5, max_len=1024))
+    config = BenchConfig(
+        str(family.base_path),
+        str(family.twig_path),
+        batch=(1, 2),
+        max_tokens=4,
+        methods=("generate", "generate_batched", "plain", "ttp_ssd"),
+        dtype="float32",
+        threads=1,
+        repeats=1,
+        pictures=2,
+    )
+    rows = run_bench(config)["results"]
+    assert all(row["tokens_per_s"] > 0 for row in rows)
+    assert len(rows) == 6
 
 
 def test_report(report: dict[str, list[dict[str, object]]], capsys: pytest.CaptureFixture[str]) -> None:
