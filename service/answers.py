@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from service.errors import ApiError, BadRequest, Cancelled, DeadlineExceeded, JobFailed
+from service.errors import ApiError, BadRequest, Cancelled, DeadlineExceeded, ImpossibleRetained, JobFailed
 from service.protocol import CANCELLED, EXPIRED, DoneData, ErrorData, Event, Job, TokenData
 from service.schemas import (
     Description,
@@ -123,6 +123,8 @@ def job_error(event: Event) -> ApiError:
         return DeadlineExceeded(data.message)
     if data.code == CANCELLED:
         return Cancelled(data.message)
+    if data.type == "invalid_request_error" and data.param == "retained_tokens":
+        return ImpossibleRetained(data.message, param=data.param)
     if data.type == "invalid_request_error":
         return BadRequest(data.message, param=data.param, code=data.code)
     return JobFailed(data.message, param=data.param, code=data.code)

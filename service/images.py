@@ -3,20 +3,22 @@
 Invariant: nothing is decoded before its byte size, its format (from its content, never its name) and
 its pixel count (from its header) have passed; and the result equals, byte for byte, what the
 checkpoint's own image processor makes of the same picture (extreme strips aside), so that the
-processor in the worker has nothing left to resize.
+processor in the worker has nothing left to resize. Where the model cuts tiles out of a picture of any
+size, it is only shrunk here to a size from which they can be cut.
 Must not know: torch, HTTP bodies, the queue.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from io import BytesIO
 
 from PIL import Image
 
-from service.errors import ApiError, TooLarge, UndecodableImage, UnsupportedMedia
-from service.protocol import ImageSpec
+from service.errors import ApiError, TooLarge, UndecodableImage, Unprocessable, UnsupportedMedia
+from service.protocol import DynamicSize, ImageSpec
 
 FORMATS = ("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF")
 SIGNATURES = (
@@ -34,6 +36,8 @@ MAX_SIDE_PX = 65_535
 # the crop is resized from its box alone, the pad from a reduced strip, and both may differ by rounding.
 MAX_STRIP_RATIO = 16
 STRIP_OVERSAMPLING = 8
+# What transformers' processors of dynamic resolution refuse.
+MAX_DYNAMIC_RATIO = 200
 STRIPE_PX = 4_000_000
 ORIENTATION_TAG = 0x0112
 UPRIGHT = {
@@ -149,11 +153,38 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def fit(image: Image.Image, spec: ImageSpec) -> Image.Image:
+    if spec.dynamic is not None:
+        return image.resize(dynamic_size(image.width, image.height, spec.dynamic), BICUBIC)
     if spec.fit == "stretch":
         return image.resize((spec.width, spec.height), BICUBIC)
     if spec.fit == "pad":
         return _pad(image, spec)
     return _crop(image, spec)
+
+
+def dynamic_size(width: int, height: int, size: DynamicSize) -> tuple[int, int]:
+    """Sides that are multiples, of about the picture's own shape, with min_pixels to max_pixels in all.
+
+    The nearest multiples where those have pixels enough and not too many; else the picture is scaled to
+    the limit, and its sides go to the next multiple inside it.
+    """
+    step, sides = size.multiple, (width, height)
+    if max(sides) > MAX_DYNAMIC_RATIO * min(sides):
+        raise _too_thin(f"more than {MAX_DYNAMIC_RATIO} times as long as wide")
+    fitted = [round(side / step) * step for side in sides]
+    if math.prod(fitted) > size.max_pixels:
+        scale = math.sqrt(width * height / size.max_pixels)
+        fitted = [max(step, math.floor(side / scale / step) * step) for side in sides]
+    elif math.prod(fitted) < size.min_pixels:
+        scale = math.sqrt(size.min_pixels / (width * height))
+        fitted = [math.ceil(side * scale / step) * step for side in sides]
+    if math.prod(fitted) > size.max_pixels:
+        raise _too_thin(f"its shape does not fit into {size.max_pixels} pixels")
+    return fitted[0], fitted[1]
+
+
+def _too_thin(why: str) -> Unprocessable:
+    return Unprocessable(f"The image is too long and thin: {why}.", param="image", code="impossible_image")
 
 
 def _crop(image: Image.Image, spec: ImageSpec) -> Image.Image:

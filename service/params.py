@@ -34,6 +34,7 @@ def job_params(fields: DescribeFields, card: ModelCard, images: int, limits: Tex
         seed=fields.seed,
         stop=tuple(fields.stop),
         retained_tokens=retained_tokens(fields, card, images),
+        retained_share=retained_share(fields, card, images),
         speculation=card.speculation if fields.speculation is None else fields.speculation,
         token_map="token_map" in fields.include,
     )
@@ -63,10 +64,10 @@ def retained_tokens(fields: DescribeFields, card: ModelCard, images: int) -> int
         if fields.quality not in card.quality:
             tiers = ", ".join(card.quality) or "none"
             raise BadField("quality", f"Unknown quality '{fields.quality}'; '{card.model_id}' has: {tiers}.")
-        return images * card.quality[fields.quality] if images else None
+        return images * card.quality[fields.quality] if images and card.image.dynamic is None else None
     asked = fields.retained_tokens
-    if asked is None:
-        return None
+    if asked is None or card.image.dynamic is not None:
+        return asked  # the worker knows each image's own M, and refuses by it
     low, high, whole = (images * n for n in (card.retained_min, card.retained_max, card.image_tokens))
     if asked != whole and not low <= asked <= high:
         raise ImpossibleRetained(
@@ -74,3 +75,10 @@ def retained_tokens(fields: DescribeFields, card: ModelCard, images: int) -> int
             param="retained_tokens",
         )
     return asked
+
+
+def retained_share(fields: DescribeFields, card: ModelCard, images: int) -> float | None:
+    """A tier's share of M, where M differs from image to image."""
+    if fields.quality is None or card.image.dynamic is None or not images:
+        return None
+    return card.quality[fields.quality] / card.image_tokens

@@ -67,7 +67,10 @@ class ImageRef(Message):
 
 
 class JobParams(Message):
-    """Already resolved by the gateway: `retained_tokens` is R-bar (None: the worker's default)."""
+    """Already resolved by the gateway: `retained_tokens` is R-bar (None: the worker's default).
+
+    retained_share: R-bar as a share of M instead, for a card whose M differs from image to image.
+    """
 
     max_tokens: int = 128
     temperature: float = 0.0
@@ -77,6 +80,7 @@ class JobParams(Message):
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     retained_tokens: int | None = None
+    retained_share: float | None = None
     speculation: bool = True
     token_map: bool = False
 
@@ -203,6 +207,14 @@ class DoneData(Message):
 # --- workers -----------------------------------------------------------------------------------------
 
 
+class DynamicSize(Message):
+    """Same fields and meaning as `model.card.DynamicSize`."""
+
+    multiple: int = Field(ge=1)
+    min_pixels: int = Field(ge=1)
+    max_pixels: int = Field(ge=1)
+
+
 class ImageSpec(Message):
     """Same fields and meaning as `model.card.ImageSpec`."""
 
@@ -210,6 +222,7 @@ class ImageSpec(Message):
     width: int
     fit: Literal["stretch", "crop", "pad"] = "crop"
     pad_color: tuple[int, int, int] = (122, 116, 104)
+    dynamic: DynamicSize | None = None
 
 
 class ModelCard(Message):

@@ -133,7 +133,10 @@ class Metrics(BaseModel):
 
 
 class TokenMap(BaseModel):
-    """grid: [rows, columns]; kept: row-major indices, ascending; scores: one a patch, null if unpruned."""
+    """grid: [rows, columns]; kept: row-major indices, ascending; scores: one a patch, null if unpruned.
+
+    There is none where the visual tokens are not one grid (llava_next, or images of several shapes).
+    """
 
     grid: tuple[int, int] = Field(examples=[(24, 24)])
     kept: list[int] = Field(examples=[[3, 27, 51]])

@@ -122,6 +122,7 @@ class WorkerSettings(_Settings):
     """vlm: a checkpoint directory or `embedded`. drain_s: how long running jobs may finish after SIGTERM.
 
     dtype auto is bfloat16 where the device multiplies it natively, else float32.
+    max_image_tokens: of one image, where pictures keep their own resolution (qwen2_5_vl).
     kv_cache_bytes: the most the KV cache may hold; None is what max_batch requests need at the most.
     verify: checks at the start what `twigserve verify` checks, and does not become ready if that fails.
 
@@ -138,6 +139,7 @@ class WorkerSettings(_Settings):
     dtype: str = "auto"
     threads: int | None = Field(None, ge=1)
     max_batch: int = Field(8, ge=1)
+    max_image_tokens: int | None = Field(None, ge=1)
     kv_cache_bytes: int | None = Field(None, ge=1)
     verify: bool = False
     fork_layer: int | None = None

@@ -73,7 +73,10 @@ def load_engine(settings: WorkerSettings) -> TwigEngine:
         device=settings.device,
         dtype=settings.dtype,
         config=EngineConfig(
-            max_batch=settings.max_batch, kv_cache_bytes=settings.kv_cache_bytes, threads=settings.threads
+            max_batch=settings.max_batch,
+            max_image_tokens=settings.max_image_tokens,
+            kv_cache_bytes=settings.kv_cache_bytes,
+            threads=settings.threads,
         ),
         fork_layer=settings.fork_layer,
         drop_layer=settings.drop_layer,
@@ -208,6 +211,7 @@ def _request(job: RunningJob, params: JobParams, images: Sequence[bytes | None])
             ignore_eos=params.ignore_eos,
         ),
         retained_tokens=params.retained_tokens,
+        retained_share=params.retained_share,
         speculation=params.speculation,
         request_id=job.engine_id,
         resume_token_ids=job.resumed,
@@ -244,6 +248,9 @@ def done_data(result: Result, model_id: str, batch_size: int) -> DoneData:
 
 
 def token_map_of(result: Result, grid: tuple[int, int]) -> dict[str, Any]:
-    """The fields of DoneData that only who asked for the map is given."""
+    """The fields of DoneData that only who asked for the map is given. grid: the card's."""
     scores = None if result.token_scores is None else tuple(result.token_scores)
-    return {"grid": grid, "kept_indices": tuple(result.kept_indices), "token_scores": scores}
+    # A map of several images, or of tiles, is one of patches only where they share a grid.
+    grids = set(result.image_grids) or {grid}
+    shared = grids.pop() if len(grids) == 1 else None
+    return {"grid": shared, "kept_indices": tuple(result.kept_indices), "token_scores": scores}

@@ -59,16 +59,20 @@ class LocalSource:
         from model.request import Request, SamplingParams
 
         card = self._engine.card
-        retained = asked.retained_tokens
+        retained, share = asked.retained_tokens, None
         if asked.quality is not None:
             if asked.quality not in card.quality:
                 raise ValueError(f"quality must be one of {', '.join(card.quality)}: this model has no other")
-            retained = card.quality[asked.quality]
+            if card.image.dynamic is None:
+                retained = card.quality[asked.quality]
+            else:
+                share = card.quality[asked.quality] / card.image_tokens
         request = Request(
             prompt=asked.prompt,
             images=[self._prepared(picture)],
             sampling=SamplingParams(max_tokens=asked.max_tokens),
             retained_tokens=retained,
+            retained_share=share,
             speculation=asked.speculation and card.speculation,
         )
         self._engine.add(request)

@@ -37,7 +37,8 @@ export class KeepMap {
   begin(bitmap, card) {
     this.bitmap = bitmap;
     this.spec = card.image;
-    [this.rows, this.columns] = card.grid;
+    // A picture that keeps its own shape has no grid before its map is here.
+    [this.rows, this.columns] = card.image.dynamic && bitmap ? [bitmap.height, bitmap.width] : card.grid;
     this.map = null;
     this.cell = null;
     this.figure.hidden = false;

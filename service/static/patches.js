@@ -18,7 +18,7 @@ export function drawAsSeen(context, bitmap, spec) {
   context.fillRect(0, 0, width, height);
   if (!bitmap) return;
   context.imageSmoothingQuality = "high";
-  if (spec.fit === "stretch") {
+  if (spec.fit === "stretch" || spec.dynamic) {
     context.drawImage(bitmap, 0, 0, width, height);
     return;
   }

@@ -27,7 +27,8 @@ export class Setting {
     // The step behind the legal range stands for no pruning at all, whose R-bar is far away from it.
     this.slider.min = pruning ? card.retained_min : card.image_tokens;
     this.slider.max = pruning ? card.retained_max + 1 : card.image_tokens;
-    this.slider.disabled = !pruning;
+    // Where every picture has a number of tokens of its own, only the tiers, which are shares, say something.
+    this.slider.disabled = !pruning || Boolean(card.image.dynamic);
     this.speculation.disabled = !card.speculation;
     this.tiers.replaceChildren(...Object.entries(card.quality).map(tierButton));
     this.restore(start);
@@ -57,7 +58,8 @@ export class Setting {
   changed() {
     const all = this.card.image_tokens;
     const told = this.retained === all ? `all ${all}` : `${this.retained} of ${all}`;
-    this.value.textContent = told;
+    const share = `${Math.round((100 * this.retained) / all)} %`;
+    this.value.textContent = this.card.image.dynamic ? share : told;
     const name = this.tier ? `, ${this.tier}` : "";
     this.slider.setAttribute("aria-valuetext", told + name);
     press(this.tiers, this.tiers.querySelector(`[data-retained="${this.retained}"]`));
@@ -71,7 +73,8 @@ export class Setting {
 
   /** As request fields. */
   fields() {
-    const kept = this.tier ? { quality: this.tier } : { retained_tokens: this.retained };
+    const counted = this.card.image.dynamic ? {} : { retained_tokens: this.retained };
+    const kept = this.tier ? { quality: this.tier } : counted;
     return this.card.speculation ? { ...kept, speculation: this.speculation.checked } : kept;
   }
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.protocol import ErrorData
+from service.protocol import DynamicSize, ErrorData
 from service.settings import GatewaySettings
 from tests.service.gateway_fixture import in_process
 from tests.service.pictures import encoded, huge_png, noise
@@ -416,3 +416,31 @@ async def test_card_without_a_twig(client: httpx.AsyncClient, worker: ScriptedWo
     assert "has: none" in error_of(await post_json(client, quality="fast"), 400)["message"]
     assert (await post_json(client)).status_code == 200
     assert not worker.jobs[0].params.speculation
+
+
+OWN_SIZES = CARD.model_copy(
+    update={
+        "image": CARD.image.model_copy(
+            update={"dynamic": DynamicSize(multiple=4, min_pixels=64, max_pixels=24 * 24)}
+        )
+    }
+)
+
+
+async def test_own_resolution(client: httpx.AsyncClient, worker: ScriptedWorker) -> None:
+    """A tier is a share of whatever M the picture has; a number of tokens is the worker's to judge."""
+    worker.card = OWN_SIZES
+    worker.heartbeat()
+    wide = encoded(noise(40, 10), "PNG")
+    assert (await post_form(client, wide, quality="fast")).status_code == 200
+    assert (await post_form(client, wide, retained_tokens="35")).status_code == 200
+    assert (await post_form(client, wide)).status_code == 200
+    assert [(job.images[0].height, job.images[0].width) for job in worker.jobs] == [(8, 40)] * 3
+    asked = [(job.params.retained_tokens, job.params.retained_share) for job in worker.jobs]
+    assert asked == [(None, pytest.approx(8 / 36)), (35, None), (None, None)]
+    refused = ErrorData(
+        message="it must lie in 1..7", type="invalid_request_error", code="x", param="retained_tokens"
+    )
+    worker.script = failing(refused)
+    error = error_of(await post_form(client, wide, retained_tokens="35"), 422)
+    assert (error["code"], error["message"]) == ("impossible_retained_tokens", refused.message)

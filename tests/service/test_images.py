@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.errors import TooLarge, UndecodableImage, UnsupportedMedia
+from service.errors import TooLarge, UndecodableImage, Unprocessable, UnsupportedMedia
 from service.images import ImageLimits, PreparedImage, prepare
-from service.protocol import ImageSpec
+from service.protocol import DynamicSize, ImageSpec
 from tests.service.pictures import encoded, huge_png, noise
 
 LIMITS = ImageLimits(max_bytes=4_000_000, max_pixels=2_000_000)
@@ -62,6 +62,45 @@ def test_equals_the_image_processor(spec: ImageSpec, size: tuple[int, int]) -> N
 def test_processor_has_nothing_left_to_do(spec: ImageSpec) -> None:
     once = pixels(prepare(encoded(noise(90, 70), "PNG"), spec, LIMITS))
     np.testing.assert_array_equal(processed(Image.fromarray(once), spec), once)
+
+
+OWN_SIZE = ImageSpec(
+    height=96, width=96, dynamic=DynamicSize(multiple=8, min_pixels=4 * 64, max_pixels=144 * 64)
+)
+
+
+def own_size(image: Image.Image, spec: ImageSpec) -> np.ndarray:
+    """What Qwen2.5-VL's image processor resizes a picture to, as uint8 [H, W, 3]."""
+    qwen = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
+    utils = pytest.importorskip("transformers.image_utils")
+    assert spec.dynamic is not None
+    size = utils.SizeDict(shortest_edge=spec.dynamic.min_pixels, longest_edge=spec.dynamic.max_pixels)
+    chw = np.moveaxis(np.asarray(image), -1, 0)
+    resized = qwen.Qwen2VLImageProcessorPil().resize(chw, size, Image.Resampling.BICUBIC, factor=8)
+    return np.moveaxis(np.asarray(resized), 0, -1)
+
+
+@pytest.mark.parametrize("size", [*SIZES, (96, 96), (97, 95), (7, 800)], ids=lambda s: f"{s[0]}x{s[1]}")
+def test_own_resolution_equals_the_image_processor(size: tuple[int, int]) -> None:
+    image = noise(*size)
+    ours = pixels(prepare(encoded(image, "PNG"), OWN_SIZE, LIMITS))
+    np.testing.assert_array_equal(ours, own_size(image, OWN_SIZE))
+    np.testing.assert_array_equal(own_size(Image.fromarray(ours), OWN_SIZE), ours)
+
+
+@pytest.mark.parametrize("size", [(1, 201), (402, 2), (2, 300)], ids=str)
+def test_strips_have_no_resolution_of_their_own(size: tuple[int, int]) -> None:
+    """Too thin by the processor's rule, or too long for max_pixels at one patch's width."""
+    small = ImageSpec(height=8, width=8, dynamic=DynamicSize(multiple=8, min_pixels=64, max_pixels=640))
+    with pytest.raises(Unprocessable, match="too long and thin"):
+        prepare(encoded(noise(*size), "PNG"), small, LIMITS)
+
+
+@pytest.mark.parametrize(("size", "sent"), [((70, 50), (70, 50)), ((200, 100), (141, 70))], ids=str)
+def test_pictures_for_tiles_are_only_shrunk(size: tuple[int, int], sent: tuple[int, int]) -> None:
+    tiles = ImageSpec(height=64, width=64, dynamic=DynamicSize(multiple=1, min_pixels=1, max_pixels=10_000))
+    picture = prepare(encoded(noise(*size), "PNG"), tiles, LIMITS)
+    assert (picture.width, picture.height) == sent
 
 
 def test_pad_over_several_stripes_equals_one(monkeypatch: pytest.MonkeyPatch) -> None:

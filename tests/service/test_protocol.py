@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model.card import DynamicSize as EngineDynamicSize
 from model.card import ImageSpec as EngineImageSpec
 from model.card import ModelCard as EngineCard
 from service.protocol import (
@@ -18,6 +20,7 @@ from service.protocol import (
     Job,
     JobParams,
     Keys,
+    Message,
     ModelCard,
     UnsupportedVersion,
     parse_event_id,
@@ -88,6 +91,28 @@ def test_the_card_is_the_engines_card():
         "m", "llava", EngineImageSpec(8, 8, "pad"), 4, (2, 2), 2, 1, 64, {"fast": 1}, 0, 3, 2, True
     )
     assert EngineCard.from_dict(json.loads(ModelCard.model_validate(card.to_dict()).encode())) == card
+
+
+def test_an_older_gateway_reads_a_card_of_dynamic_resolution():
+    """It knows the first four fields of a spec alone, and prepares a picture that the worker takes."""
+    spec = EngineImageSpec(96, 96, "crop", dynamic=EngineDynamicSize(8, 64, 9216))
+    card = EngineCard("m", "qwen2_5_vl", spec, 144, (12, 12), 2, 1, 64, {"exact": 144})
+    told = json.loads(ModelCard.model_validate(card.to_dict()).encode())
+    assert EngineCard.from_dict(told) == card
+
+    class OlderSpec(Message):
+        height: int
+        width: int
+        fit: Literal["stretch", "crop", "pad"]
+        pad_color: tuple[int, int, int]
+
+    class OlderCard(Message):
+        image: OlderSpec
+        image_tokens: int
+
+    older = OlderCard.model_validate(told)
+    assert older.image == OlderSpec(height=96, width=96, fit="crop", pad_color=spec.pad_color)
+    assert older.image_tokens == 144
 
 
 def test_all_keys_share_the_hash_tag():
