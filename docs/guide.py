@@ -30,7 +30,10 @@ LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)#\s]+)(#[^)\s]*)?\)")
 
 
 def on_config(config: Any) -> Any:
-    config.nav = list(_existing(config.nav))
+    nav = list(_existing(config.nav))
+    pages = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")}
+    unlisted = sorted(pages - set(_targets(nav)))
+    config.nav = [*nav, {"More": unlisted}] if unlisted else nav
     return config
 
 
@@ -64,6 +67,15 @@ def _existing(nav: list[Any]) -> Iterator[Any]:
                 yield {title: pages}
         elif target in GENERATED or (DOCS / target).is_file():
             yield entry
+
+
+def _targets(nav: list[Any]) -> Iterator[str]:
+    for entry in nav:
+        target = next(iter(entry.values())) if isinstance(entry, dict) else entry
+        if isinstance(target, list):
+            yield from _targets(target)
+        else:
+            yield target
 
 
 def _is_page(folder: PurePosixPath, target: str) -> bool:
