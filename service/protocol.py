@@ -313,6 +313,10 @@ class Keys:
         """A list with one element a submitted or released job: idle workers block on it."""
         return self.prefix + "wake"
 
+    def wakes(self, model: str) -> list[str]:
+        """The lists on which a worker of this model blocks: its own, and the one that wakes any."""
+        return [f"{self.wake}:{model}", self.wake] if model else [self.wake]
+
     @property
     def workers(self) -> str:
         """The set of worker ids that may be alive; `worker(id)` with its TTL decides."""

@@ -180,7 +180,7 @@ def run_worker(settings: WorkerSettings, load: Callable[[WorkerSettings], VlmEng
     worker_id = settings.worker_id or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
     engine = Engine(load(settings))
     metrics = WorkerMetrics(engine.card.layers)
-    broker: WorkerBroker = RedisWorkerBroker(settings.redis)
+    broker: WorkerBroker = RedisWorkerBroker(settings.redis, engine.card.model_id)
     worker = Worker(engine, broker, settings, worker_id, metrics)
     _on_stop(lambda *_: worker.stop())
     server = None

@@ -208,7 +208,10 @@ class WorkerBroker(Protocol):
     """
 
     def claim(self, limit: int) -> ClaimBatch:
-        """At most `limit` jobs: first those whose lease ran out, then new ones, fairly. Does not block."""
+        """At most `limit` jobs: first those whose lease ran out, then new ones, fairly. Does not block.
+
+        Only jobs of the model this broker was made for, and those that name none.
+        """
 
     def wait_for_work(self, timeout_s: float) -> bool:
         """Blocks until a job may be there (True) or the time is over; a spurious True is allowed."""

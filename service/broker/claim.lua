@@ -1,9 +1,9 @@
--- ARGV[6..11]: how many, lease ms, delivery limit, XAUTOCLAIM cursor, the claim's random name, batch work's
--- share of the tokens (0..1).
+-- ARGV[6..12]: how many, lease ms, delivery limit, XAUTOCLAIM cursor, the claim's random name, batch work's
+-- share of the tokens (0..1), the worker's model ('' for any).
 -- Returns {cursor, {id, job JSON, attempt, entry, seq, failed deliveries, ms left ('' for no deadline), ms waited,
 -- stream entries of its earlier events}..., -- redelivered, cancelled, expired, poisoned}.
 local limit, lease_ms, max_deliveries, cursor = tonumber(ARGV[6]), ARGV[7], tonumber(ARGV[8]), ARGV[9]
-local run, batch_share = ARGV[10], tonumber(ARGV[11])
+local run, batch_share, model = ARGV[10], tonumber(ARGV[11]), ARGV[12]
 local MAX_SCANS = 32 -- a scan looks at ten pending entries a wanted job; the cursor goes on next time
 local MAX_DROPS = 64 -- waiting jobs that turn out to have ended, before the script gives others their turn
 
@@ -21,6 +21,14 @@ local function make_group()
   end
 end
 
+-- What lapsed for another model is put back as it lay: its own workers find it.
+local function is_ours(entry)
+  local its = model_of(entry[2][2])
+  if model == '' or its == '' or its == model then return true end
+  set_free(entry[1])
+  return false
+end
+
 local function reclaim(found)
   for _ = 1, MAX_SCANS do
     local reply = autoclaim(limit - #found)
@@ -31,7 +39,8 @@ local function reclaim(found)
     if reply.err then return reply end
     cursor = reply[1]
     for _, entry in ipairs(reply[2]) do
-      if entry and entry[2] then found[#found + 1] = entry end -- 6.2 gives nil for deleted entries
+      -- 6.2 gives nil for deleted entries.
+      if entry and entry[2] and is_ours(entry) then found[#found + 1] = entry end
     end
     if cursor == '0-0' or #found >= limit then return nil end
   end
@@ -79,7 +88,7 @@ end
 local function take_waiting()
   local drops = 0
   while #claims < limit and drops < MAX_DROPS do
-    local taken = dequeue()
+    local taken = dequeue(model)
     if not taken then return end
     local runs = false
     if redis.call('HGET', job_key(taken.id), 'state') ~= 'running' then
@@ -99,5 +108,5 @@ count.expired = count.expired + sweep(now)
 for _, entry in ipairs(found) do admit(entry[1], entry[2][2]) end
 take_waiting()
 -- Nothing was there at this instant: every later job pushes a new element, so no wake can be missed.
-if #found == 0 and #claims == 0 and not next_class() then redis.call('DEL', WAKE) end
+if #found == 0 and #claims == 0 and not next_of(model) then redis.call('DEL', WAKE, wake_key(model)) end
 return {cursor, claims, count.redelivered, count.cancelled, count.expired, count.poisoned}

@@ -29,13 +29,23 @@ local function keep_job(id, deadline)
   redis.call('EXPIRE', job_key(id), math.ceil(math.max(JOB_TTL, left_s)))
 end
 
+-- The list on which idle workers of a model block; that of no model wakes any worker.
+local function wake_key(model) return model == '' and WAKE or WAKE .. ':' .. model end
+
 -- One blocked worker wakes per element; the bound only limits spurious wakes of an idle fleet.
-local function wake()
-  if redis.call('RPUSH', WAKE, '1') > MAX_WAKES then redis.call('LPOP', WAKE) end
+local function wake(model)
+  if redis.call('RPUSH', wake_key(model), '1') > MAX_WAKES then redis.call('LPOP', wake_key(model)) end
 end
 
+-- Whose card the job was checked against; '' where any worker may run it.
+local function model_of(id) return redis.call('HGET', job_key(id), 'model') or '' end
+
 -- The entry stays pending but looks idle for days, so the next claim takes it.
-local function offer(entry)
+local function set_free(entry)
   redis.pcall('XCLAIM', JOBS, GROUP, CONSUMER, 0, entry, 'IDLE', 1000000000, 'JUSTID')
-  wake()
+end
+
+local function offer(entry, id)
+  set_free(entry)
+  wake(id and model_of(id) or '')
 end

@@ -4,10 +4,16 @@
 -- Who comes back to the queue is lifted to the least counter of those in it: idle time earns no credit.
 -- The classes' counters are weighted, so that batch work gets its share of the tokens and no more while
 -- interactive work waits; whatever one class leaves, the other takes. Within an owner: first in, first out.
--- Keys: `wait:<class>:<owner>` list of "<tokens> <entry> <job>"; `fair:<class>` backlogged owner -> counter;
--- `served` hash: counters of classes, of owners not backlogged, and each level's virtual time.
+-- A model's workers take its jobs alone: to them the lanes of other models are not there. A lane is an owner's
+-- jobs for one model, and each model has its own virtual time among the owners.
+-- Keys: `wait:<class>:<lane>` list of "<tokens> <entry> <job>"; `fair:<class>` backlogged lane -> counter;
+-- `served` hash: counters of classes, of lanes not backlogged, and each level's virtual time.
 local SERVED = PREFIX .. 'served'
 local INTERACTIVE, BATCH = 'interactive', 'batch'
+
+local function lane_of(model, owner) return string.gsub(model, '|', '/') .. '|' .. owner end
+local function lane_model(lane) return string.match(lane, '^(.-)|') or '' end
+local function now_field(class, lane) return 'now:' .. class .. ':' .. lane_model(lane) end
 
 local function wait_key(class, owner) return PREFIX .. 'wait:' .. class .. ':' .. owner end
 local function fair_key(class) return PREFIX .. 'fair:' .. class end
@@ -19,7 +25,7 @@ local function join(class, owner)
     local counter = math.max(served('class:' .. class), served('now'))
     redis.call('HSET', SERVED, 'class:' .. class, counter)
   end
-  local counter = math.max(served(class .. ':' .. owner), served('now:' .. class))
+  local counter = math.max(served(class .. ':' .. owner), served(now_field(class, owner)))
   redis.call('ZADD', fair_key(class), 'NX', counter, owner)
 end
 
@@ -58,15 +64,34 @@ local function next_class()
   return interactive and INTERACTIVE or batch and BATCH or nil
 end
 
--- Takes the next job off the queue, nil where nobody waits. Then `charge` it if it runs, and `leave_if_empty`.
-local function dequeue()
+-- The first lane of the class with jobs that a worker of this model ('': of any) may run.
+local function next_lane(class, model)
+  local wanted = string.gsub(model, '|', '/')
+  for _, lane in ipairs(redis.call('ZRANGE', fair_key(class), 0, -1)) do
+    local its = lane_model(lane)
+    if wanted == '' or its == '' or its == wanted then return lane end
+  end
+end
+
+-- Class and lane, nil where nobody waits for this model.
+local function next_of(model)
   local class = next_class()
   if not class then return nil end
-  local owner = redis.call('ZRANGE', fair_key(class), 0, 0)[1]
+  local lane = next_lane(class, model)
+  if lane then return class, lane end
+  class = class == BATCH and INTERACTIVE or BATCH
+  lane = next_lane(class, model)
+  if lane then return class, lane end
+end
+
+-- Takes the next job off the queue, nil where nobody waits. Then `charge` it if it runs, and `leave_if_empty`.
+local function dequeue(model)
+  local class, owner = next_of(model)
+  if not class then return nil end
   local tokens, entry, id = string.match(redis.call('LPOP', wait_key(class, owner)) or '', '^(%d+) (%S+) (.*)$')
   if not id then -- never seen; but an error here would stop every worker
     leave_if_empty(class, owner)
-    return dequeue()
+    return dequeue(model)
   end
   add_load(WAITING, -tokens)
   return {id = id, entry = entry, class = class, owner = owner, tokens = tonumber(tokens)}
@@ -76,7 +101,7 @@ end
 local function charge(taken, batch_share)
   local class, owner = taken.class, taken.owner
   local weight = class == BATCH and 1 - batch_share or batch_share
-  redis.call('HSET', SERVED, 'now', served('class:' .. class), 'now:' .. class,
+  redis.call('HSET', SERVED, 'now', served('class:' .. class), now_field(class, owner),
              redis.call('ZSCORE', fair_key(class), owner))
   redis.call('HINCRBYFLOAT', SERVED, 'class:' .. class, taken.tokens * weight)
   redis.call('ZINCRBY', fair_key(class), taken.tokens, owner)

@@ -15,7 +15,8 @@ end
 -- ARGV with sha256 and bytes of each image; a blob that another job waits with never expires sooner for it.
 local function enqueue(id, body, left_ms, key, fingerprint, attempt, seq, blobs_from, blobs_to)
   local asked = cjson.decode(body)
-  local owner, priority = asked.owner or '', asked.priority or INTERACTIVE
+  local owner, priority, model = asked.owner or '', asked.priority or INTERACTIVE, asked.model or ''
+  local lane = lane_of(model, owner)
   local tokens = string.format('%.0f', math.max(1, asked.predicted_tokens or 1))
   local entry = redis.call('XADD', JOBS, '*', 'id', id) -- the first write: this a full server refuses
   local deadline = left_ms ~= '' and string.format('%.0f', now_ms() + tonumber(left_ms)) or ''
@@ -28,16 +29,16 @@ local function enqueue(id, body, left_ms, key, fingerprint, attempt, seq, blobs_
   end
   redis.call('HSET', job_key(id), 'job', body, 'state', 'queued', 'attempt', attempt, 'seq', seq,
              'released', attempt, 'entry', entry, 'deadline', deadline, 'idempotency', key,
-             'owner', owner, 'priority', priority, 'tokens', tokens)
+             'lane', lane, 'priority', priority, 'tokens', tokens, 'model', model)
   keep_job(id, deadline)
   reserve(id, tokens, owner) -- where its reservation was lost, or it never had one
   redis.call('ZADD', DUE, deadline == '' and now_ms() + JOB_TTL * 1000 or deadline, id)
-  line_up(priority, owner, tokens, entry, id)
+  line_up(priority, lane, tokens, entry, id)
   if key ~= '' then
     redis.call('HSET', idempotency_key(key), 'job', id, 'fingerprint', fingerprint)
     redis.call('EXPIRE', idempotency_key(key), redis.call('TTL', job_key(id)))
   end
-  wake()
+  wake(model)
 end
 
 local function end_job(id, entry, state, event, ended_by)
@@ -53,7 +54,7 @@ end
 -- Ends a job that nobody runs, with an error event written by the queue itself.
 local function fail(id, entry, attempt, seq, code, kind, message)
   redis.call('EXPIRE', job_key(id), RESULT_TTL) -- needs no memory, see common.lua
-  local job = redis.call('HMGET', job_key(id), 'priority', 'owner', 'tokens')
+  local job = redis.call('HMGET', job_key(id), 'priority', 'lane', 'tokens')
   if job[1] then step_out(job[1], job[2], job[3], entry, id) end
   local event = cjson.encode({v = 1, seq = seq + 1, attempt = tonumber(attempt), type = 'error',
                               data = {type = kind, code = code, message = message}})

@@ -22,7 +22,10 @@ _SCRIPTS = ("claim", "write", "renew", "release", "heartbeat")
 
 
 class RedisWorkerBroker:
-    def __init__(self, settings: RedisSettings) -> None:
+    """model: whose jobs to claim (and those that name none); '' claims any."""
+
+    def __init__(self, settings: RedisSettings, model: str = "") -> None:
+        self._model = model
         self._settings = settings
         self._keys = Keys(settings.shard)
         self._client = sync_client(settings)
@@ -36,7 +39,8 @@ class RedisWorkerBroker:
         lease_ms = int((self._settings.lease_s + self._spared_s()) * 1000)
         share = str(self._settings.batch_share)
         run = uuid.uuid4().hex
-        reply = self._run("claim", limit, lease_ms, self._settings.max_deliveries, self._cursor, run, share)
+        ours = (self._cursor, run, share, self._model)
+        reply = self._run("claim", limit, lease_ms, self._settings.max_deliveries, *ours)
         self._cursor, rows = reply[0], reply[1]
         claims = [claim for row in rows if (claim := self._open(row, run)) is not None]
         return ClaimBatch(claims, *reply[2:6])
@@ -45,7 +49,7 @@ class RedisWorkerBroker:
         # The socket's own timeout must not fire first, it would look like a lost server.
         timeout_s = min(timeout_s, self._settings.command_timeout_s * 0.8)
         with translated():
-            return self._client.blpop([self._keys.wake], timeout=timeout_s) is not None
+            return self._client.blpop(self._keys.wakes(self._model), timeout=timeout_s) is not None
 
     def blobs(self, sha256s: Sequence[str]) -> list[bytes | None]:
         if not sha256s:

@@ -9,7 +9,7 @@ if job[1] then
   if job[1] == 'done' or job[1] == 'error' or tonumber(job[2]) > attempt then return 0 end
   if tonumber(job[2]) == attempt and (run == '' or job[3] == run) then return 0 end
   -- Whoever claimed it meanwhile loses it: what he writes would not follow what was delivered.
-  offer(job[4])
+  offer(job[4], id)
   redis.call('HSET', job_key(id), 'state', 'queued', 'attempt', attempt, 'run', run, 'seq', seq, 'released', attempt)
   keep_job(id, job[5])
 else
