@@ -69,6 +69,7 @@ class StubEngine:
         self._prefill_s = prefill_s
         self._sequences: dict[str, _Sequence] = {}
         self.seen: list[Request] = []
+        self.waiting = 0  # as where the next one has no memory yet
 
     def add(self, request: Request) -> str:
         if request.prompt.startswith("refuse"):
@@ -87,7 +88,7 @@ class StubEngine:
 
     def stats(self) -> StubStats:
         count = len(self._sequences)
-        return StubStats(count, 0, count, sum(len(s.token_ids) for s in self._sequences.values()))
+        return StubStats(count, self.waiting, count, sum(len(s.token_ids) for s in self._sequences.values()))
 
     def step(self) -> list[StepOutput]:
         if self._step_s:

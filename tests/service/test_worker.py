@@ -100,6 +100,23 @@ async def test_more_jobs_than_slots_are_all_answered_by_two_workers(queue, redis
     assert two.stub.seen
 
 
+async def test_nothing_is_claimed_while_the_engine_has_no_memory_for_what_it_has(queue, redis_settings):  # noqa: F811
+    """Else a job would wait in one engine while another worker is idle."""
+    with running_worker(redis_settings) as full:
+        full.stub.waiting = 1
+        job = make_job()
+        await queue.submit(job, {})
+        with running_worker(redis_settings) as other:
+            assert (await collect(queue, job.id))[-1].type == "done"
+            assert other.stub.seen
+            assert not full.stub.seen
+        full.stub.waiting = 0
+        after = make_job("after")
+        await queue.submit(after, {})
+        assert (await collect(queue, after.id))[-1].type == "done"
+        assert full.stub.seen
+
+
 async def test_a_refused_job_names_the_field(queue, redis_settings):  # noqa: F811
     job = make_job("refuse this")
     with running_worker(redis_settings):
