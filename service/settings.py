@@ -10,7 +10,7 @@ from __future__ import annotations
 import ipaddress
 import os
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -122,6 +122,7 @@ class WorkerSettings(_Settings):
     """vlm: a checkpoint directory or `embedded`. drain_s: how long running jobs may finish after SIGTERM.
 
     dtype auto is bfloat16 where the device multiplies it natively, else float32.
+    image_fit pad: to a square with the mean colour, as the published twig was trained (llava).
     max_image_tokens: of one image, where pictures keep their own resolution (qwen2_5_vl).
     kv_cache_bytes: the most the KV cache may hold; None is what max_batch requests need at the most.
     verify: checks at the start what `twigserve verify` checks, and does not become ready if that fails.
@@ -140,6 +141,7 @@ class WorkerSettings(_Settings):
     threads: int | None = Field(None, ge=1)
     max_batch: int = Field(8, ge=1)
     max_image_tokens: int | None = Field(None, ge=1)
+    image_fit: Literal["pad"] | None = None
     kv_cache_bytes: int | None = Field(None, ge=1)
     verify: bool = False
     fork_layer: int | None = None

@@ -74,6 +74,7 @@ def load_engine(settings: WorkerSettings) -> TwigEngine:
         dtype=settings.dtype,
         config=EngineConfig(
             max_batch=settings.max_batch,
+            image_fit=settings.image_fit,
             max_image_tokens=settings.max_image_tokens,
             kv_cache_bytes=settings.kv_cache_bytes,
             threads=settings.threads,

@@ -13,6 +13,8 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 from model.checkpoint import CheckpointError
 from model.engine import Engine, EngineConfig
 from model.request import Request, Result, SamplingParams
+from service.settings import WorkerSettings
+from service.worker import load_engine
 from tests.model.published import (
     IMAGE,
     PATCHES,
@@ -137,6 +139,15 @@ def test_padded_as_the_published_twig_was_trained(base: Path, picture: Image.Ima
     padded = Engine.from_pretrained(base, dtype="float32", config=EngineConfig(image_fit="pad"))
     assert padded.card.image.fit == "pad"
     assert ask(padded, picture).image_tokens == PATCHES
+
+
+def test_the_worker_serves_it_padded(base: Path, twig: Path) -> None:
+    """What TWIGSERVE_WORKER_IMAGE_FIT, FORK_LAYER and DROP_LAYER say reaches the engine."""
+    settings = WorkerSettings(
+        vlm=str(base), twig=str(twig), dtype="float32", fork_layer=FORK, drop_layer=DROP, image_fit="pad"
+    )
+    card = load_engine(settings).card
+    assert (card.image.fit, card.image.pad_color) == ("pad", (122, 116, 104))
 
 
 def test_a_shard_that_is_not_there(tensors: Tensors, tmp_path: Path) -> None:
