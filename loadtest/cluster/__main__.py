@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import dataclasses
 import json
+import subprocess
 import sys
 import tempfile
 import time
@@ -90,6 +91,9 @@ def main() -> int:
     except NotPossibleError as error:
         print(f"cluster-drill: {error}", file=sys.stderr)
         return 2
+    except (TimeoutError, subprocess.TimeoutExpired) as error:
+        print(f"cluster-drill: {error}", file=sys.stderr)
+        return 1
     print(json.dumps(result))
     return 1 if result["lost"] or result["duplicated"] or result["hung"] else 0
 
