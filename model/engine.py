@@ -284,6 +284,7 @@ class Engine:
     def _emit(self, generation: Generation, outcome: RowOutcome, now: float) -> None:
         try:
             generation.emit(outcome.tokens, outcome.drafted, self._output(generation), now)
+            generation.count_stop(outcome.draft_stop)
         except Exception as error:  # a tokenizer that cannot decode what the base said
             log.exception("the text of request %s failed", generation.request_id)
             generation.fail(error)

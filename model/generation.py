@@ -87,6 +87,7 @@ class Generation:
     draft_rounds: int = 0
     draft_tokens: int = 0
     accepted_per_position: list[int] = field(default_factory=list)
+    draft_stops: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # What was delivered before is known to the client: it counts, but is not given out again.
@@ -114,6 +115,10 @@ class Generation:
         self.accepted_per_position.extend([0] * missing)
         for position in range(accepted):
             self.accepted_per_position[position] += 1
+
+    def count_stop(self, stop: str | None) -> None:
+        if stop is not None:
+            self.draft_stops[stop] = self.draft_stops.get(stop, 0) + 1
 
     def emit(self, tokens: Sequence[int], drafted: int, output: StepOutput, now: float) -> None:
         """Adds a round's tokens, accepted ones of so many drafts and then the base's own, up to their end.
@@ -185,6 +190,7 @@ class Generation:
             draft_tokens=self.draft_tokens,
             accepted_tokens=sum(self.accepted_per_position),
             accepted_per_position=self.accepted_per_position,
+            draft_stops=self.draft_stops,
             queue_s=admitted - times.added,
             encode_s=encoded - admitted,
             prefill_s=0.0 if ready is None else ready - encoded,

@@ -75,6 +75,7 @@ class Result:
     kept_indices: visual indices 0..M-1, ascending. token_scores: one score a visual token (same order),
         None where pruning was off. image_grids: [rows, columns] of each image's visual tokens, None where
         they are no grid. accepted_per_position[i]: rounds in which draft i was accepted.
+    draft_stops: rounds by what ended their draft.
     Times are in seconds; ttft_s counts from `Engine.add` to the first new token.
     """
 
@@ -94,6 +95,7 @@ class Result:
     draft_tokens: int = 0
     accepted_tokens: int = 0
     accepted_per_position: list[int] = field(default_factory=list)
+    draft_stops: dict[str, int] = field(default_factory=dict)
     queue_s: float = 0.0
     encode_s: float = 0.0
     prefill_s: float = 0.0

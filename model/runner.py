@@ -21,7 +21,7 @@ from model.generation import Prompt
 from model.pruning import Selector, everything, survivors, top_scores
 from model.randomness import Draw
 from model.sampling import Lottery
-from model.speculative import accept, drafting_stops
+from model.speculative import DraftStop, accept, draft_stop, drafting_stops
 from model.twig import Twig
 
 Layers = list[DecoderLayer]
@@ -58,10 +58,11 @@ class Row:
 
 @dataclass(frozen=True)
 class RowOutcome:
-    """tokens: accepted drafts, then the base's own; drafted: how many were proposed."""
+    """tokens: accepted drafts, then the base's own; drafted: how many were proposed, and why not more."""
 
     tokens: list[int]
     drafted: int
+    draft_stop: DraftStop | None = None
 
     @property
     def accepted(self) -> int:
@@ -227,7 +228,8 @@ class Runner:
             tokens = accept(draft, choices[slot])
             # Pending and accepted drafts are in the cache; the base's own token is the next pending one.
             self.cache.extend(slot, len(tokens))
-            outcomes.append(RowOutcome(tokens, len(draft)))
+            stop = draft_stop(draft, rows[slot].budget, rows[slot].eos)
+            outcomes.append(RowOutcome(tokens, len(draft), stop))
         return outcomes
 
     def _draft(

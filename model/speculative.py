@@ -7,6 +7,9 @@ Knows nothing of caches or layers (design section 1, SSD).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
+
+DraftStop = Literal["eos", "confidence", "budget"]
 
 
 def draft_budget(draft_tokens: int, max_tokens: int, produced: int) -> int:
@@ -17,6 +20,15 @@ def draft_budget(draft_tokens: int, max_tokens: int, produced: int) -> int:
 def drafting_stops(token: int, probability: float, threshold: float, eos: frozenset[int]) -> bool:
     """After this token, which stays in the draft, no other is drafted."""
     return token in eos or probability < threshold
+
+
+def draft_stop(draft: Sequence[int], budget: int, eos: frozenset[int]) -> DraftStop | None:
+    """Why a finished draft is not longer; None where nothing was drafted."""
+    if not draft:
+        return None
+    if draft[-1] in eos:
+        return "eos"
+    return "budget" if len(draft) >= budget else "confidence"
 
 
 def accept(draft: Sequence[int], verified: Sequence[int]) -> list[int]:

@@ -6,6 +6,7 @@ Must not know: what any route does. The gateway process never imports torch.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from importlib.metadata import version
@@ -69,4 +70,5 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
     finally:
         await gateway.images.close()
+        await asyncio.to_thread(gateway.tracing.close)  # sends what is unsent
         await gateway.broker.close()

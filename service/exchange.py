@@ -59,21 +59,32 @@ async def exchange(request: Request, read: Callable[[Request], Awaitable[Asked]]
     arrived_at = time.monotonic()
     with _counted(gateway.metrics):
         async with contextlib.AsyncExitStack() as held:
+            traceparent = held.enter_context(_traced(gateway, request))
             await _enter(gateway, request, held)
             asked = await _read(request, read, gateway.settings.body_timeout_s)
             with _renamed(asked.renamed):
-                return await _answer(gateway, request, asked, held, arrived_at)
+                return await _answer(gateway, request, asked, held, arrived_at, traceparent)
 
 
 async def _answer(
-    gateway: Gateway, request: Request, asked: Asked, held: contextlib.AsyncExitStack, arrived_at: float
+    gateway: Gateway,
+    request: Request,
+    asked: Asked,
+    held: contextlib.AsyncExitStack,
+    arrived_at: float,
+    traceparent: str,
 ) -> Response:
     caller, settings = caller_of(request), gateway.settings
     idempotency = await read_idempotency(request.headers, asked.submission, caller)
     longest_s = settings.job_timeout_s if asked.background else settings.request_timeout_s
     until = deadline_at(arrived_at, timeout_s(request.headers, longest_s))
     accepted = await gateway.submit(
-        asked.submission, request.state.request_id, idempotency, caller=caller, deadline_at=until
+        asked.submission,
+        request.state.request_id,
+        idempotency,
+        caller=caller,
+        deadline_at=until,
+        traceparent=traceparent,
     )
     headers = _headers(accepted)
     if asked.background:
@@ -93,6 +104,13 @@ async def _answer(
         raise ClientGone("The client went away.")
     timing = server_timing(description.metrics, answer.elapsed_s())
     return JSONResponse(words.whole(description), headers=headers | timing)
+
+
+def _traced(gateway: Gateway, request: Request) -> contextlib.AbstractContextManager[str]:
+    """A stream's span ends with the stream."""
+    return gateway.tracing.request(
+        request.method, request.url.path, request.headers, request.state.request_id
+    )
 
 
 def _headers(accepted: Accepted) -> dict[str, str]:

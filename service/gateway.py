@@ -43,6 +43,7 @@ from service.metrics import GatewayMetrics
 from service.params import TextLimits, job_params
 from service.prediction import predicted_tokens
 from service.protocol import Event, ImageRef, Job, JobStatus, ModelCard, QueueStats, WorkerInfo
+from service.request_tracing import request_tracing
 from service.settings import GatewaySettings
 
 RETRY_AFTER_S = 5
@@ -67,6 +68,7 @@ class Gateway:
         self.settings = settings
         self.broker = broker
         self.metrics = metrics
+        self.tracing = request_tracing(settings.tracing)
         self.admission = Admission(settings.max_open_requests)
         limits = ImageLimits(settings.max_image_bytes, settings.max_pixels)
         self._draining = self._released = False
@@ -119,6 +121,7 @@ class Gateway:
         *,
         caller: Caller = ANONYMOUS,
         deadline_at: float | None = None,
+        traceparent: str = "",
     ) -> Accepted:
         """deadline_at: unix seconds; None for the longest that an answer is waited for."""
         for image in submission.images:
@@ -135,7 +138,8 @@ class Gateway:
             pictures = await self._prepare(submission.images, card)
             refs = tuple(ImageRef(sha256=p.sha256, height=p.height, width=p.width) for p in pictures)
             # From here on the queue's clock counts what is left to the deadline.
-            job = job.model_copy(update={"images": refs, "created_at": time.time()})
+            update = {"images": refs, "created_at": time.time(), "traceparent": traceparent}
+            job = job.model_copy(update=update)
             if job.deadline_at is not None and job.deadline_at <= job.created_at:
                 raise DeadlineExceeded("The deadline passed before the request was queued.")
             with queue_errors():

@@ -6,7 +6,6 @@ Invariant: each object owns its registry; the two sides share no name but `build
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from importlib.metadata import version
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -15,7 +14,7 @@ from service.admission import expected_wait_s
 from service.broker.base import ClaimBatch
 from service.exposition import render_metrics
 from service.protocol import DoneData, QueueStats, WorkerInfo
-from service.running import EngineLoad
+from service.running import DraftCounts, EngineLoad
 
 __all__ = ["GatewayMetrics", "WorkerMetrics", "render_metrics"]
 
@@ -149,6 +148,9 @@ class WorkerMetrics(_Metrics):
         self._accepted_at = self._counter(
             "spec_decode_num_accepted_tokens_per_pos", "Accepted drafts by place in the draft.", "position"
         )
+        self._draft_stop = self._counter(
+            "spec_decode_draft_stop", "Drafts by what ended them: eos, confidence or budget.", "reason"
+        )
 
     def _add_times(self) -> None:
         self._inter_token_s = self._histogram(
@@ -184,13 +186,15 @@ class WorkerMetrics(_Metrics):
             for _ in range(tokens):
                 self._inter_token_s.observe(gap_s / tokens)
 
-    def finished(self, done: DoneData, accepted_per_position: Sequence[int]) -> None:
+    def finished(self, done: DoneData, drafts: DraftCounts) -> None:
         self._count_prompt(done)
         self._drafts.inc(done.draft_rounds)
         self._drafted.inc(done.draft_tokens)
         self._accepted.inc(done.accepted_tokens)
-        for position, accepted in enumerate(accepted_per_position):
+        for position, accepted in enumerate(drafts.accepted_per_position):
             self._accepted_at.labels(str(position)).inc(accepted)
+        for reason, rounds in drafts.stops.items():
+            self._draft_stop.labels(reason).inc(rounds)
         for name, histogram in self._times_s.items():
             histogram.observe(getattr(done, f"{name}_s"))
         decoded = len(done.token_ids) - done.resumed_tokens - 1  # an attempt's first comes from its prefill

@@ -1,6 +1,7 @@
-"""What every HTTP exchange passes through: its request id, and the limit on its body.
+"""What every HTTP exchange passes through: its request id, its line in the log, and the limit on its body.
 
-Invariant: every response carries `X-Request-ID`; no more than the limit of a body is ever handed on.
+Invariant: every response carries `X-Request-ID`, and so does the request's one line in the log; no more than
+the limit of a body is ever handed on.
 Plain ASGI, because starlette's BaseHTTPMiddleware hides a client's disconnect from the route.
 Must not know: routes, or what is in a body.
 """
@@ -9,8 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 import re
+import time
 import uuid
 
 from fastapi import Request
@@ -19,6 +22,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import REQUEST_ID_HEADER, ApiError, TooLarge, error_response
 
+log = logging.getLogger("twigserve.gateway")
+
+# Asked every few seconds by machines.
+PROBED = frozenset({"/livez", "/readyz", "/metrics"})
 SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 # A client that is still sending when the connection closes loses the answer to a TCP reset; so the rest of
 # a body that is too large is read and dropped, within these bounds, before it is refused.
@@ -39,7 +46,7 @@ async def drain(receive: Receive, max_bytes: float = math.inf) -> None:
 
 
 class RequestId:
-    """Keeps the client's own id if it is a sane one, else makes one."""
+    """Keeps the client's own id if it is a sane one, else makes one; the worker's lines carry it too."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -52,12 +59,28 @@ class RequestId:
         request_id = given if SANE_ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
 
+        began, status = time.monotonic(), 0
+
         async def send_with_id(message: Message) -> None:
+            nonlocal status
             if message["type"] == "http.response.start":
+                status = message["status"]
                 MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
             await send(message)
 
-        await self._app(scope, receive, send_with_id)
+        try:
+            await self._app(scope, receive, send_with_id)
+        finally:
+            _log_request(scope, request_id, status, time.monotonic() - began)
+
+
+def _log_request(scope: Scope, request_id: str, status: int, seconds: float) -> None:
+    """status 0: the client left before it was answered."""
+    level = logging.DEBUG if scope["path"] in PROBED else logging.INFO
+    if not log.isEnabledFor(level):
+        return
+    fields = {"request_id": request_id, "method": scope["method"], "path": scope["path"], "status": status}
+    log.log(level, "request", extra=fields | {"seconds": round(seconds, 4)})
 
 
 class BodyLimit:

@@ -92,6 +92,7 @@ class Job(VersionedMessage):
     others. request_id: the HTTP request's, for logs only. model: whose card
     it was checked against. owner: the name of the API key that made it, which alone may see it; empty where
     no keys are used. predicted_tokens: what it counts in admission and between owners, see `prediction`.
+    traceparent: of the gateway's span (W3C Trace Context), empty where none is kept.
     """
 
     id: str
@@ -105,6 +106,7 @@ class Job(VersionedMessage):
     owner: str = ""
     priority: Priority = "interactive"
     predicted_tokens: int = 1
+    traceparent: str = ""
 
 
 # --- its events --------------------------------------------------------------------------------------

@@ -6,7 +6,8 @@ broker has it; after a terminal event nothing is added. Pure: no Redis, no engin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +32,14 @@ class Refused(Exception):  # noqa: N818 - what the engine did, not a fault
 
 
 @dataclass(frozen=True)
+class DraftCounts:
+    """Over a job's rounds: drafts accepted by their place in the draft, rounds by what ended their draft."""
+
+    accepted_per_position: Sequence[int] = ()
+    stops: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Progress:
     """What one round gave one job: the new tokens, and its end where this was the last."""
 
@@ -39,7 +48,7 @@ class Progress:
     token_ids: Sequence[int] = ()
     drafted: Sequence[bool] = ()
     end: DoneData | ErrorData | None = None
-    accepted_per_position: Sequence[int] = ()
+    drafts: DraftCounts = DraftCounts()
     pieces: Sequence[str] = ()
 
 
@@ -57,6 +66,8 @@ class EngineLoad:
 class RunningJob:
     """last_tokens_at: on the worker's monotonic clock, None before the first.
 
+    began_at: unix seconds, for traces alone.
+
     history: every event of this attempt, should the server lose some.
     """
 
@@ -65,6 +76,7 @@ class RunningJob:
     outbox: list[Event] = field(default_factory=list)
     history: list[Event] = field(default_factory=list)
     last_tokens_at: float | None = None
+    began_at: float = field(default_factory=time.time)
     ended: bool = False
 
     def __post_init__(self) -> None:

@@ -66,6 +66,18 @@ class RedisSettings(_Settings):
         return url
 
 
+class TracingSettings(_Settings):
+    """endpoint: where OTLP over HTTP is taken, as http://collector:4318/v1/traces; without it no traces.
+
+    sample_ratio: the share of requests that are traced, where the caller has not decided it.
+    """
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX + "TRACING_")
+
+    endpoint: str | None = None
+    sample_ratio: float = Field(1.0, ge=0, le=1)
+
+
 class GatewaySettings(_Settings):
     """max_pixels is checked from the header, before decoding.
 
@@ -80,6 +92,7 @@ class GatewaySettings(_Settings):
 
     look_age_s: how old the view of queue and fleet may be against which a request is admitted.
 
+
     worker_metrics_urls: expositions appended to our own; the launcher of the all-in-one service sets it.
     """
 
@@ -90,6 +103,7 @@ class GatewaySettings(_Settings):
     keys_file: Path | None = None
     allow_anonymous: bool = False
     redis: RedisSettings = Field(default_factory=RedisSettings)
+    tracing: TracingSettings = Field(default_factory=TracingSettings)
     max_image_bytes: int = Field(20 * 1024 * 1024, ge=1)
     max_pixels: int = Field(50_000_000, ge=1)
     image_url_hosts: tuple[str, ...] = ()
@@ -147,6 +161,7 @@ class WorkerSettings(_Settings):
     fork_layer: int | None = None
     drop_layer: int | None = None
     redis: RedisSettings = Field(default_factory=RedisSettings)
+    tracing: TracingSettings = Field(default_factory=TracingSettings)
     worker_id: str | None = Field(None, pattern=r"^[A-Za-z0-9_.-]{1,128}$")
     poll_s: float = Field(2.0, gt=0)
     heartbeat_s: float = Field(5.0, gt=0)
@@ -172,7 +187,7 @@ def is_loopback(host: str) -> bool:
 
 def known_variables() -> frozenset[str]:
     names: set[str] = set()
-    for settings in (RedisSettings, GatewaySettings, WorkerSettings, LogSettings):
+    for settings in (RedisSettings, TracingSettings, GatewaySettings, WorkerSettings, LogSettings):
         prefix = str(settings.model_config["env_prefix"])
         names |= {(prefix + field).upper() for field in settings.model_fields}
     return frozenset(names)

@@ -26,8 +26,9 @@ from service.broker.redis_worker import RedisWorkerBroker
 from service.bundled import sample_pictures
 from service.metrics import WorkerMetrics
 from service.protocol import DoneData, ErrorData, ImageRef, JobParams, ModelCard
-from service.running import EngineLoad, Progress, Refused, RunningJob
+from service.running import DraftCounts, EngineLoad, Progress, Refused, RunningJob
 from service.settings import WorkerSettings
+from service.tracing import job_tracing
 from service.worker_loop import Worker
 
 if TYPE_CHECKING:
@@ -127,14 +128,16 @@ class Engine:
         if result is not None:
             end = self._end(result, batch_size)
             self._wants_map.discard(output.request_id)
-        positions = result.accepted_per_position if result is not None else ()
+        drafts = DraftCounts()
+        if result is not None:
+            drafts = DraftCounts(result.accepted_per_position, result.draft_stops)
         return Progress(
             output.request_id,
             output.text,
             output.token_ids,
             output.drafted,
             end,
-            positions,
+            drafts,
             pieces=output.pieces,
         )
 
@@ -182,7 +185,8 @@ def run_worker(settings: WorkerSettings, load: Callable[[WorkerSettings], VlmEng
     engine = Engine(load(settings))
     metrics = WorkerMetrics(engine.card.layers)
     broker: WorkerBroker = RedisWorkerBroker(settings.redis, engine.card.model_id)
-    worker = Worker(engine, broker, settings, worker_id, metrics)
+    tracing = job_tracing(settings.tracing, worker_id)
+    worker = Worker(engine, broker, settings, worker_id, metrics, tracing)
     _on_stop(lambda *_: worker.stop())
     server = None
     if settings.metrics_port is not None:
@@ -191,6 +195,7 @@ def run_worker(settings: WorkerSettings, load: Callable[[WorkerSettings], VlmEng
         worker.run()
     finally:
         broker.close()
+        tracing.close()
         if server is not None:
             server.shutdown()
             server.server_close()

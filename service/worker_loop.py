@@ -18,9 +18,10 @@ from service.broker.base import Behind, BrokerError, BrokerUnavailable, Claim, F
 from service.lease_keeper import LeaseKeeper, Pace
 from service.metrics import WorkerMetrics
 from service.protocol import CANCELLED, EXPIRED, DoneData, ErrorData, ModelCard, WorkerInfo
-from service.running import EngineLoad, Progress, Refused, RunningJob
+from service.running import DraftCounts, EngineLoad, Progress, Refused, RunningJob
 from service.settings import WorkerSettings
 from service.throughput import Throughput
+from service.tracing import NO_TRACING, JobTracing
 
 log = logging.getLogger("twigserve.worker")
 
@@ -52,12 +53,14 @@ class Worker:
         settings: WorkerSettings,
         worker_id: str,
         metrics: WorkerMetrics,
+        tracing: JobTracing = NO_TRACING,
     ) -> None:
         self._engine = engine
         self._broker = broker
         self._settings = settings
         self._id = worker_id
         self._metrics = metrics
+        self._tracing = tracing
         self._card = engine.card
         self._waiting: list[Claim] = []  # claimed, not yet with the engine
         self._jobs: dict[str, RunningJob] = {}  # by engine id
@@ -197,13 +200,13 @@ class Worker:
             log.error("engine gave a job up", extra=job.log_fields)
             job.failed(part.end)
         elif part.end is not None:
-            self._done(job, part.end, part.accepted_per_position)
+            self._done(job, part.end, part.drafts)
 
-    def _done(self, job: RunningJob, data: DoneData, accepted_per_position: Sequence[int]) -> None:
+    def _done(self, job: RunningJob, data: DoneData, drafts: DraftCounts) -> None:
         queue_s, resumed = job.queue_s + data.queue_s, len(job.resumed)
         data = data.model_copy(update={"worker_id": self._id, "queue_s": queue_s, "resumed_tokens": resumed})
         job.done(data)
-        self._metrics.finished(data, accepted_per_position)
+        self._metrics.finished(data, drafts)
         log.info("job done", extra=job.log_fields | {"tokens": len(data.token_ids)})
 
     # --- out ---
@@ -214,6 +217,7 @@ class Worker:
             try:
                 if job.ended:
                     self._broker.finish(job.lease, job.outbox)
+                    self._tracing.finished(job)
                     self._forget(job, None)
                 elif self._broker.publish(job.lease, job.outbox):
                     job.outbox.clear()

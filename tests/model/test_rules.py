@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.speculative import accept, draft_budget, drafting_stops, until_eos
+from model.speculative import accept, draft_budget, draft_stop, drafting_stops, until_eos
 
 exhaustive = settings(max_examples=300, deadline=None, derandomize=True)
 tokens = st.integers(0, 4)
@@ -50,6 +50,15 @@ def test_until_eos(chain: list[int], eos: frozenset[int]) -> None:
     assert cut == chain[: len(cut)]
     assert not eos & set(cut[:-1])
     assert cut == chain or cut[-1] in eos
+
+
+def test_what_ended_a_draft() -> None:
+    eos = frozenset({2})
+    assert draft_stop([], 5, eos) is None
+    assert draft_stop([7, 2], 5, eos) == "eos"
+    assert draft_stop([7, 2], 2, eos) == "eos"
+    assert draft_stop([7, 8], 2, eos) == "budget"
+    assert draft_stop([7, 8], 3, eos) == "confidence"
 
 
 def test_drafting_stops() -> None:

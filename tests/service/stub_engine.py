@@ -139,5 +139,6 @@ class StubEngine:
             draft_tokens=9,
             accepted_tokens=6,
             accepted_per_position=[3, 2, 1],
+            draft_stops={"budget": 2, "confidence": 1},
             decode_s=time.monotonic() - sequence.added_at,
         )

@@ -210,7 +210,7 @@ async def test_the_certificate_is_the_names(tmp_path: Path, monkeypatch: pytest.
 async def test_describe_and_chat_fetch(live: Live, worker: ScriptedWorker, server: PictureServer) -> None:
     url = url_of(server).url
     chat = {"type": "image_url", "image_url": {"url": url}}
-    async with httpx.AsyncClient(base_url=live.url, timeout=20) as client:
+    async with httpx.AsyncClient(base_url=live.url, timeout=60) as client:
         error = error_of(await client.post("/v1/describe", json={"image": url}), 400)
         assert error["code"] == "url_not_fetched"
         live.gateway.fetcher = fetcher_of(server)

@@ -14,6 +14,7 @@ from service.log import JsonFormatter
 from service.metrics import GatewayMetrics, WorkerMetrics, render_metrics
 from service.probe import worker_problem
 from service.protocol import DoneData, QueueStats
+from service.running import DraftCounts
 
 DONE = DoneData(text="t", token_ids=(1, 2, 3), finish_reason="stop", prompt_tokens=20, image_tokens=16)
 
@@ -30,7 +31,9 @@ def exposed() -> Iterator[tuple[WorkerMetrics, str]]:
 
 async def test_the_workers_exposition_is_appended(exposed: tuple[WorkerMetrics, str]):
     worker, url = exposed
-    worker.finished(DONE.model_copy(update={"retained_tokens": 4.0, "draft_tokens": 5}), [2, 1])
+    worker.finished(
+        DONE.model_copy(update={"retained_tokens": 4.0, "draft_tokens": 5}), DraftCounts([2, 1], {"eos": 3})
+    )
     gateway = GatewayMetrics()
     gateway.succeeded("stop", e2e_s=0.5, ttft_s=0.1)
     gateway.see_queue(QueueStats(waiting=2, pending=1, oldest_age_s=3.0, dead=4), [])
@@ -44,6 +47,8 @@ async def test_the_workers_exposition_is_appended(exposed: tuple[WorkerMetrics, 
     assert samples["twigvlm_image_tokens_pruned_total", "0"] == 12
     assert samples["twigvlm_image_tokens_pruned_total", "1"] == 12
     assert samples["twigvlm_spec_decode_num_draft_tokens_total", "0"] == 5
+    stopped = 'twigvlm_spec_decode_draft_stop_total{reason="eos",worker="0"} 3.0'
+    assert stopped in body
     assert body.count("# TYPE twigvlm_build_info") == 1
     assert not [name for name, _ in samples if name.endswith("_created")]
 

@@ -13,6 +13,7 @@ from service.broker.redis import RedisWorkerBroker
 from service.metrics import WorkerMetrics
 from service.protocol import ImageRef, Job, JobParams
 from service.settings import RedisSettings, WorkerSettings
+from service.tracing import NO_TRACING, JobTracing
 from service.worker import Engine
 from service.worker_loop import Worker
 from tests.service.stub_engine import StubEngine
@@ -21,14 +22,16 @@ from tests.service.stub_engine import StubEngine
 class RunningWorker:
     """A worker in a thread; `join` gives back what its `run` raised."""
 
-    def __init__(self, redis: RedisSettings, step_s: float = 0.0, **overrides: Any) -> None:
+    def __init__(
+        self, redis: RedisSettings, step_s: float = 0.0, tracing: JobTracing = NO_TRACING, **overrides: Any
+    ) -> None:
         quick = {"poll_s": 0.1, "heartbeat_s": 0.1, "heartbeat_ttl_s": 10.0, "drain_s": 30.0, "max_batch": 4}
         self.stub = StubEngine(step_s)
         self.id = f"w-{uuid.uuid4().hex[:6]}"
         self.metrics = WorkerMetrics(self.stub.card.layers)
         self.broker = RedisWorkerBroker(redis)
         settings = WorkerSettings(redis=redis, **(quick | overrides))
-        self.worker = Worker(Engine(self.stub), self.broker, settings, self.id, self.metrics)
+        self.worker = Worker(Engine(self.stub), self.broker, settings, self.id, self.metrics, tracing)
         self.error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
 
