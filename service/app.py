@@ -14,7 +14,10 @@ from importlib.metadata import version
 from fastapi import FastAPI
 
 from service.authentication import Authentication
+from service.batch_runner import BatchRunner
+from service.batches import Batches, BatchLimits
 from service.broker.base import GatewayBroker
+from service.broker.batches import RedisBatchStore
 from service.broker.redis import RedisGatewayBroker
 from service.errors import install_handlers
 from service.gateway import Gateway
@@ -22,7 +25,7 @@ from service.keys import KeyRing
 from service.metrics import GatewayMetrics
 from service.middleware import BodyLimit, RequestId
 from service.openapi import Api
-from service.routes import chat, describe, docs, health, jobs, models, playground
+from service.routes import batches, chat, describe, docs, health, jobs, models, playground
 from service.settings import GatewaySettings
 
 DESCRIPTION = """Descriptions of pictures by a vision-language model, with twig-guided pruning of visual
@@ -42,6 +45,10 @@ def create_app(settings: GatewaySettings, broker: GatewayBroker | None = None) -
     )
     gateway = Gateway(settings, broker or RedisGatewayBroker(settings.redis), GatewayMetrics())
     app.state.gateway = gateway
+    store = RedisBatchStore(settings.redis)
+    limits = BatchLimits(settings.batch_max_lines, settings.batch_max_bytes, settings.batch_ttl_s)
+    app.state.batches = Batches(store, limits)
+    app.state.batch_runner = BatchRunner(gateway, store, settings.batch_ttl_s, settings.batch_look_s)
     # The last one added is the outermost.
     app.add_middleware(Authentication, ring=KeyRing(settings.keys_file) if settings.keys_file else None)
     app.add_middleware(BodyLimit, max_bytes=max_body_bytes(settings))
@@ -50,6 +57,7 @@ def create_app(settings: GatewaySettings, broker: GatewayBroker | None = None) -
     app.include_router(describe.router)
     app.include_router(jobs.router)
     app.include_router(chat.router)
+    app.include_router(batches.router)
     app.include_router(health.router)
     app.include_router(models.router)
     app.include_router(docs.router)
@@ -58,17 +66,20 @@ def create_app(settings: GatewaySettings, broker: GatewayBroker | None = None) -
 
 
 def max_body_bytes(settings: GatewaySettings) -> int:
-    """Room for one picture of the largest size as base64."""
-    return settings.max_image_bytes * 4 // 3 + BODY_OVERHEAD_BYTES
+    """Room for one picture of the largest size as base64, or for one batch."""
+    return max(settings.max_image_bytes * 4 // 3, settings.batch_max_bytes) + BODY_OVERHEAD_BYTES
 
 
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     gateway: Gateway = app.state.gateway
+    runner: BatchRunner = app.state.batch_runner
     await gateway.broker.start()
+    runner.start()
     try:
         yield
     finally:
+        await runner.stop()
         await gateway.images.close()
         await asyncio.to_thread(gateway.tracing.close)  # sends what is unsent
         await gateway.broker.close()

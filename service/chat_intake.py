@@ -30,10 +30,10 @@ class Chat:
 
 async def read_chat(request: Request) -> Chat:
     body = await json_body(request)
-    return await anyio.to_thread.run_sync(_from_json, body)  # megabytes of base64
+    return await anyio.to_thread.run_sync(chat_of_json, body)  # megabytes of base64
 
 
-def _from_json(raw: bytes) -> Chat:
+def chat_of_json(raw: bytes) -> Chat:
     body = ChatBody.model_validate_json(raw, strict=True)
     system, user, index = _one_turn(body.messages)
     prompt = "\n\n".join(text for text in (_text(system), _text(user)) if text)

@@ -45,7 +45,7 @@ async def read_submission(request: Request) -> Submission:
             return await _from_form(form)
     body = await json_body(request, "application/json or multipart/form-data")
     # Megabytes of base64 would hold the event loop.
-    return await anyio.to_thread.run_sync(_from_json, body)
+    return await anyio.to_thread.run_sync(submission_of_json, body)
 
 
 def content_type(request: Request) -> str:
@@ -63,7 +63,7 @@ async def json_body(request: Request, read: str = "application/json") -> bytes:
     return body
 
 
-def _from_json(body: bytes) -> Submission:
+def submission_of_json(body: bytes) -> Submission:
     fields = DescribeBody.model_validate_json(body, strict=True)
     return Submission(fields, [picture_of(text) for text in fields.image])
 

@@ -92,6 +92,7 @@ class GatewaySettings(_Settings):
 
     look_age_s: how old the view of queue and fleet may be against which a request is admitted.
 
+    batch_ttl_s: how long batches and their files are kept. batch_look_s: how late a batch is taken up.
 
     worker_metrics_urls: expositions appended to our own; the launcher of the all-in-one service sets it.
     """
@@ -120,6 +121,10 @@ class GatewaySettings(_Settings):
     sse_heartbeat_s: float = Field(10.0, gt=0)
     decode_processes: int = Field(2, ge=1)
     shutdown_s: float = Field(20.0, ge=0)
+    batch_max_lines: int = Field(1000, ge=1)
+    batch_max_bytes: int = Field(20 * 1024 * 1024, ge=1)
+    batch_ttl_s: int = Field(24 * 3600, ge=60)
+    batch_look_s: float = Field(2.0, gt=0)
     worker_metrics_urls: tuple[str, ...] = ()
 
     @model_validator(mode="after")

@@ -51,6 +51,9 @@ def settings(redis_settings: RedisSettings) -> GatewaySettings:  # noqa: F811
         max_tokens_limit=256,
         max_open_requests=8,
         look_age_s=0,
+        batch_look_s=0.05,
+        batch_max_lines=20,
+        batch_max_bytes=100_000,
         request_timeout_s=20,
         sse_heartbeat_s=0.1,
     )

@@ -10,6 +10,7 @@ import pytest
 
 from service.app import create_app
 from service.schemas import DescribeBody
+from service.schemas_batch import BatchBody
 from service.schemas_chat import EXAMPLE, ChatBody
 from service.schemas_jobs import JobObject
 from service.settings import GatewaySettings
@@ -21,6 +22,13 @@ OPERATIONS = {
     ("/v1/jobs/{job_id}", "get"): {200, 404, 503},
     ("/v1/jobs/{job_id}", "delete"): {200, 404, 503},
     ("/v1/jobs/{job_id}/events", "get"): {200, 204, 400, 404, 503},
+    ("/v1/files", "post"): {200, 400, 413, 415, 503},
+    ("/v1/files/{file_id}", "get"): {200, 404, 503},
+    ("/v1/files/{file_id}", "delete"): {200, 404, 503},
+    ("/v1/files/{file_id}/content", "get"): {200, 404, 503},
+    ("/v1/batches", "post"): {200, 400, 404, 413, 415, 503},
+    ("/v1/batches/{batch_id}", "get"): {200, 404, 503},
+    ("/v1/batches/{batch_id}/cancel", "post"): {200, 404, 503},
     ("/v1/models", "get"): {200, 503},
     ("/v1/models/{model_id}", "get"): {200, 404, 503},
     ("/livez", "get"): {200},
@@ -80,7 +88,7 @@ def test_routes_have_a_summary_and_a_tag(api: dict[str, Any]) -> None:
 
 
 def test_bodies_list_every_field(api: dict[str, Any]) -> None:
-    bodies = {"/v1/describe": DescribeBody, "/v1/chat/completions": ChatBody}
+    bodies = {"/v1/describe": DescribeBody, "/v1/chat/completions": ChatBody, "/v1/batches": BatchBody}
     for path, model in bodies.items():
         content = api["paths"][path]["post"]["requestBody"]["content"]
         schema = content["application/json"]["schema"]

@@ -1,0 +1,215 @@
+"""Batches: files of requests taken in, checked line by line, and shown as OpenAI shows them.
+
+Invariant: a batch whose lines cannot be read is refused as a whole, with every faulty line named, before
+anything runs; what a single line's request gets wrong is that line's own result.
+Must not know: how lines are run (`batch_runner`), HTTP.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ValidationError
+
+from service.broker.batches import BatchStore, StoredBatch
+from service.errors import ApiError, BadField, NotFound, TooLarge, field_error
+from service.gateway import queue_errors
+from service.schemas_batch import (
+    BatchBody,
+    BatchError,
+    BatchErrors,
+    BatchLine,
+    BatchObject,
+    Endpoint,
+    FileObject,
+    RequestCounts,
+)
+
+FILE = re.compile(r"(file|output|errors)-([0-9a-f]{32})")
+BATCH = re.compile(r"batch-[0-9a-f]{32}")
+MAX_ERRORS_SHOWN = 100
+RUNNING, ENDED = ("in_progress", "cancelling"), ("completed", "cancelled")
+
+
+class AboutBatch(BaseModel):
+    """What never changes of a batch."""
+
+    endpoint: Endpoint
+    input_file_id: str
+    created_at: int
+    expires_at: int
+    total: int
+    metadata: dict[str, str] | None = None
+    errors: list[BatchError] = []
+
+
+@dataclass(frozen=True)
+class BatchLimits:
+    max_lines: int
+    max_bytes: int
+    ttl_s: int
+
+
+class Batches:
+    """Files and batches of one service; `limits.ttl_s` after their making they are forgotten."""
+
+    def __init__(self, store: BatchStore, limits: BatchLimits) -> None:
+        self._store = store
+        self._limits = limits
+
+    async def take_file(self, filename: str, content: bytes) -> FileObject:
+        if len(content) > self._limits.max_bytes:
+            raise TooLarge(
+                f"The file has {len(content)} bytes; at most {self._limits.max_bytes} are taken.",
+                param="file",
+            )
+        if not content.strip():
+            raise BadField("file", "The file is empty.")
+        now = int(time.time())
+        about = FileObject(
+            id=f"file-{uuid.uuid4().hex}",
+            bytes=len(content),
+            created_at=now,
+            expires_at=now + self._limits.ttl_s,
+            filename=filename,
+        )
+        with queue_errors():
+            await self._store.put_file(about.id, about.model_dump_json(), content, self._limits.ttl_s)
+        return about
+
+    async def file(self, file_id: str) -> FileObject:
+        kind, content = await self._read(file_id)
+        if kind == "file":
+            with queue_errors():
+                found = await self._store.file(file_id)
+            if found is not None:
+                return FileObject.model_validate_json(found.about)
+            raise _no_file()
+        batch = await self.batch(f"batch-{file_id.partition('-')[2]}")
+        return FileObject(
+            id=file_id,
+            bytes=len(content),
+            created_at=batch.completed_at or batch.cancelled_at or batch.created_at,
+            expires_at=batch.expires_at,
+            filename=f"{file_id}.jsonl",
+            purpose="batch_output",
+        )
+
+    async def content(self, file_id: str) -> bytes:
+        return (await self._read(file_id))[1]
+
+    async def delete_file(self, file_id: str) -> None:
+        with queue_errors():
+            deleted = file_id.startswith("file-") and await self._store.delete_file(file_id)
+        if not deleted:
+            raise _no_file()
+
+    async def _read(self, file_id: str) -> tuple[str, bytes]:
+        """Kind and content; a result is there once its batch has ended and has such lines."""
+        match = FILE.fullmatch(file_id)
+        content: bytes | None = None
+        with queue_errors():
+            if match is not None and match[1] == "file":
+                content = await self._store.content(file_id)
+            elif match is not None:
+                batch = await self._store.batch(f"batch-{match[2]}")
+                if batch is not None and batch.state in ENDED:
+                    results = await self._store.results(f"batch-{match[2]}", failed=match[1] == "errors")
+                    content = results or None
+        if match is None or content is None:
+            raise _no_file()
+        return match[1], content
+
+    async def create(self, body: BatchBody) -> BatchObject:
+        with queue_errors():
+            content = await self._store.content(body.input_file_id)
+        if content is None:
+            raise NotFound("No such file, or it has expired.", param="input_file_id", code="file_not_found")
+        lines = content_lines(content)
+        if len(lines) > self._limits.max_lines:
+            raise TooLarge(
+                f"The file has {len(lines)} lines; at most {self._limits.max_lines} are taken.",
+                param="input_file_id",
+                code="too_many_lines",
+            )
+        errors, now, batch_id = faults(lines, body.endpoint), int(time.time()), f"batch-{uuid.uuid4().hex}"
+        about = AboutBatch(
+            endpoint=body.endpoint,
+            input_file_id=body.input_file_id,
+            created_at=now,
+            expires_at=now + self._limits.ttl_s,
+            total=len(lines),
+            metadata=body.metadata,
+            errors=errors[:MAX_ERRORS_SHOWN],
+        )
+        state = "failed" if errors else "in_progress"
+        with queue_errors():
+            text, ttl_s = about.model_dump_json(), self._limits.ttl_s
+            await self._store.create(batch_id, text, state, now, ttl_s, body.input_file_id)
+            if errors:
+                await self._store.close_batch(batch_id)
+        return await self.batch(batch_id)
+
+    async def batch(self, batch_id: str) -> BatchObject:
+        with queue_errors():
+            found = await self._store.batch(batch_id) if BATCH.fullmatch(batch_id) else None
+        if found is None:
+            raise NotFound("No such batch, or it has expired.", param="batch_id", code="batch_not_found")
+        return batch_object(batch_id, found)
+
+    async def cancel(self, batch_id: str) -> BatchObject:
+        """Idempotent: a batch that has ended stays as it ended."""
+        await self.batch(batch_id)
+        with queue_errors():
+            await self._store.move(batch_id, "cancelling", int(time.time()), "in_progress")
+        return await self.batch(batch_id)
+
+
+def _no_file() -> NotFound:
+    return NotFound("No such file, or it has expired.", param="file_id", code="file_not_found")
+
+
+def content_lines(content: bytes) -> list[bytes]:
+    return [line for line in content.split(b"\n") if line.strip()]
+
+
+def batch_object(batch_id: str, stored: StoredBatch) -> BatchObject:
+    about, name = AboutBatch.model_validate_json(stored.about), batch_id.partition("-")[2]
+    ended = stored.state in ENDED
+    at = {f"{state}_at": when for state, when in stored.at.items()}
+    return BatchObject.model_validate(
+        {
+            **about.model_dump(exclude={"total", "errors"}),
+            **at,
+            "id": batch_id,
+            "status": stored.state,
+            "errors": BatchErrors(data=about.errors) if about.errors else None,
+            "output_file_id": f"output-{name}" if ended and stored.completed else None,
+            "error_file_id": f"errors-{name}" if ended and stored.failed else None,
+            "request_counts": RequestCounts(
+                total=about.total, completed=stored.completed, failed=stored.failed
+            ),
+        }
+    )
+
+
+def faults(lines: list[bytes], endpoint: Endpoint) -> list[BatchError]:
+    """What keeps lines from being run at all."""
+    found: list[BatchError] = []
+    seen: dict[str, int] = {}
+    for number, raw in enumerate(lines, start=1):
+        try:
+            line = BatchLine.model_validate_json(raw)
+            if line.url != endpoint:
+                raise BadField("url", f"'url' is {line.url}, but the batch's endpoint is {endpoint}.")
+            if line.custom_id in seen:
+                raise BadField("custom_id", f"'custom_id' is that of line {seen[line.custom_id]} already.")
+            seen[line.custom_id] = number
+        except (ApiError, ValidationError) as fault:
+            error = fault if isinstance(fault, ApiError) else field_error(fault.errors())
+            message = f"Line {number}: {error.message}"
+            found.append(BatchError(line=number, code=error.code, message=message, param=error.param))
+    return found

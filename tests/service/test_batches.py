@@ -1,0 +1,219 @@
+"""Batches with the official client: lines in, results out, faults named, a gateway that dies in between."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from openai import AsyncOpenAI
+
+from service.protocol import ErrorData, Job
+from service.settings import GatewaySettings
+from tests.service.gateway_fixture import Live, eventually, on_a_port
+from tests.service.scripted_worker import ScriptedWorker, apple
+from tests.service.test_chat import USER
+from tests.service.test_describe import PNG64, error_of
+
+WITHIN_S = 60.0
+
+
+def line(custom_id: str, url: str = "/v1/describe", **body: Any) -> dict[str, Any]:
+    asked = {"image": PNG64, "prompt": custom_id} | body if url == "/v1/describe" else body
+    return {"custom_id": custom_id, "method": "POST", "url": url, "body": asked}
+
+
+def jsonl(*lines: dict[str, Any]) -> bytes:
+    return b"".join(json.dumps(each).encode() + b"\n" for each in lines)
+
+
+def client_of(live: Live) -> AsyncOpenAI:
+    return AsyncOpenAI(base_url=live.url + "/v1", api_key="none", max_retries=0, timeout=WITHIN_S)
+
+
+@pytest.fixture
+async def ai(live: Live) -> AsyncIterator[AsyncOpenAI]:
+    async with client_of(live) as client:
+        yield client
+
+
+async def submit(ai: AsyncOpenAI, content: bytes, endpoint: str = "/v1/describe", **fields: Any) -> Any:
+    file = await ai.files.create(file=("requests.jsonl", content), purpose="batch")
+    return await ai.batches.create(
+        input_file_id=file.id,
+        endpoint=endpoint,  # type: ignore[arg-type]
+        completion_window="24h",
+        **fields,
+    )
+
+
+async def ended(ai: AsyncOpenAI, batch_id: str) -> Any:
+    async with asyncio.timeout(WITHIN_S):
+        while (batch := await ai.batches.retrieve(batch_id)).status in ("in_progress", "cancelling"):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    return batch
+
+
+async def results(ai: AsyncOpenAI, file_id: str) -> list[dict[str, Any]]:
+    content = await ai.files.content(file_id)
+    return [json.loads(text) for text in content.text.splitlines()]
+
+
+async def test_every_line_is_answered_in_order(ai: AsyncOpenAI, worker: ScriptedWorker) -> None:
+    lines = [line(f"p{number}", max_tokens=7) for number in range(6)]
+    batch = await submit(ai, jsonl(*lines), metadata={"set": "a"})
+    assert (batch.object, batch.endpoint, batch.metadata) == ("batch", "/v1/describe", {"set": "a"})
+    assert (batch.output_file_id, batch.request_counts.total) == (None, 6)
+    batch = await ended(ai, batch.id)
+    assert batch.status == "completed"
+    assert batch.completed_at >= batch.in_progress_at >= batch.created_at
+    assert batch.request_counts.model_dump() == {"total": 6, "completed": 6, "failed": 0}
+    assert batch.error_file_id is None
+    answers = await results(ai, batch.output_file_id)
+    assert [(answer["custom_id"], answer["line"]) for answer in answers] == [
+        (f"p{n}", n + 1) for n in range(6)
+    ]
+    for answer in answers:
+        assert answer["response"]["status_code"] == 200
+        assert answer["response"]["body"]["text"] == "A small red apple."
+    assert {job.params.max_tokens for job in worker.jobs} == {7}
+    about = await ai.files.retrieve(batch.output_file_id)
+    assert (about.purpose, about.bytes > 0) == ("batch_output", True)
+
+
+async def test_chats(ai: AsyncOpenAI, worker: ScriptedWorker) -> None:
+    lines = jsonl(line("c", "/v1/chat/completions", model="default", messages=[USER]))
+    batch = await ended(ai, (await submit(ai, lines, "/v1/chat/completions")).id)
+    (answer,) = await results(ai, batch.output_file_id)
+    assert answer["response"]["body"]["choices"][0]["message"]["content"] == "A small red apple."
+
+
+async def test_a_lines_own_faults_are_its_result(ai: AsyncOpenAI, worker: ScriptedWorker) -> None:
+    def failing_once(job: Job) -> Any:
+        if job.prompt == "boom":
+            return [], ErrorData(message="boom", code="engine_failed")
+        return apple(job)
+
+    worker.script = failing_once
+    bad = [line("a", max_tokens=-1), line("b", image="aGVsbG8="), line("c", stream=True), line("boom")]
+    batch = await ended(ai, (await submit(ai, jsonl(*bad, line("good")))).id)
+    assert batch.status == "completed"
+    assert batch.request_counts.model_dump() == {"total": 5, "completed": 1, "failed": 4}
+    errors = {each["custom_id"]: each for each in await results(ai, batch.error_file_id)}
+    said = {name: each["response"]["body"]["error"] for name, each in errors.items()}
+    assert {name: each["line"] for name, each in errors.items()} == {"a": 1, "b": 2, "c": 3, "boom": 4}
+    assert {name: each["response"]["status_code"] for name, each in errors.items()} == {
+        "a": 400, "b": 415, "c": 400, "boom": 500,
+    }  # fmt: skip
+    assert (said["a"]["param"], "greater than or equal to 1" in said["a"]["message"]) == ("max_tokens", True)
+    assert (said["c"]["param"], said["boom"]["code"]) == ("stream", "engine_failed")
+
+
+async def test_unreadable_lines_are_all_named_and_nothing_runs(
+    ai: AsyncOpenAI, worker: ScriptedWorker
+) -> None:
+    good = line("good")
+    wrong = [
+        line("x") | {"method": "GET"},
+        line("y") | {"url": "/v1/models"},
+        line("z") | {"colour": 1},
+        {"method": "POST", "url": "/v1/describe", "body": {}},
+        line("other", "/v1/chat/completions"),
+        good,
+    ]
+    content = jsonl(good, *wrong) + b"not json\n"
+    batch = await submit(ai, content)
+    assert (batch.status, batch.failed_at is not None) == ("failed", True)
+    named = [(error.line, error.param) for error in batch.errors.data]
+    assert named == [
+        (2, "method"), (3, "url"), (4, "colour"), (5, "custom_id"), (6, "url"), (7, "custom_id"), (8, None),
+    ]  # fmt: skip
+    assert all(error.message.startswith(f"Line {error.line}: ") for error in batch.errors.data)
+    assert worker.jobs == []
+
+
+async def test_limits(ai: AsyncOpenAI, live: Live, worker: ScriptedWorker) -> None:
+    with pytest.raises(openai.APIStatusError) as many:
+        await submit(ai, jsonl(*(line(f"p{n}") for n in range(21))))
+    assert (many.value.status_code, "at most 20" in many.value.message) == (413, True)
+    with pytest.raises(openai.APIStatusError) as large:
+        await submit(ai, b" " * 100_001)
+    assert (large.value.status_code, "at most 100000" in large.value.message) == (413, True)
+    async with httpx.AsyncClient(base_url=live.url) as client:
+        file = {"file": ("a", b"{}")}
+        error_of(await client.post("/v1/files", files=file, data={"purpose": "fine-tune"}), 400)
+        error_of(await client.post("/v1/files", data={"purpose": "batch"}), 415)
+        error = error_of(await client.post("/v1/files", files=file | {"extra": ("b", b"")}), 400)
+        assert error["param"] == "extra"
+        error = error_of(
+            await client.post("/v1/batches", json={"input_file_id": "file-1", "endpoint": "/"}), 400
+        )
+        assert error["param"] == "endpoint"
+
+
+async def test_what_is_not_there(ai: AsyncOpenAI, worker: ScriptedWorker) -> None:
+    name = "0" * 32
+    for ask in (
+        ai.batches.retrieve(f"batch-{name}"),
+        ai.batches.cancel("batch-1"),
+        ai.files.retrieve(f"file-{name}"),
+        ai.files.content(f"output-{name}"),
+        ai.files.delete(f"output-{name}"),
+        ai.batches.create(input_file_id="file-1", endpoint="/v1/describe", completion_window="24h"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(openai.NotFoundError):
+            await ask
+    file = await ai.files.create(file=("f", b"{}"), purpose="batch")
+    assert (await ai.files.retrieve(file.id)).filename == "f"
+    assert (await ai.files.content(file.id)).content == b"{}"
+    assert (await ai.files.delete(file.id)).deleted
+    with pytest.raises(openai.NotFoundError):
+        await ai.files.retrieve(file.id)
+
+
+async def test_cancel_keeps_what_was_answered(ai: AsyncOpenAI, worker: ScriptedWorker) -> None:
+    worker.hold()
+    batch = await submit(ai, jsonl(*(line(f"p{n}") for n in range(12))))
+    await eventually(lambda: len(worker.jobs) == 1)
+    assert (await ai.batches.cancel(batch.id)).status == "cancelling"
+    worker.resume()
+    batch = await ended(ai, batch.id)
+    assert batch.status == "cancelled"
+    assert batch.request_counts.completed < 12
+    assert (await ai.batches.cancel(batch.id)).status == "cancelled"
+
+
+async def test_no_more_than_a_few_lines_at_once(ai: AsyncOpenAI, live: Live, worker: ScriptedWorker) -> None:
+    worker.hold()
+    batch = await submit(ai, jsonl(*(line(f"p{n}") for n in range(12))))
+    await eventually(lambda: len(worker.jobs) == 1)
+    queue, _ = await live.gateway.look()
+    assert queue.waiting + queue.pending <= 4
+    worker.resume()
+    assert (await ended(ai, batch.id)).request_counts.completed == 12
+
+
+async def test_a_gateway_that_dies_is_taken_over(settings: GatewaySettings, worker: ScriptedWorker) -> None:
+    """No line is run twice, and none is lost."""
+    async with on_a_port(settings) as first, client_of(first) as ai:
+        worker.hold()
+        batch = await submit(ai, jsonl(*(line(f"p{n}") for n in range(8))))
+        await eventually(lambda: len(worker.jobs) == 1)
+    worker.resume()
+    async with on_a_port(settings) as second, client_of(second) as ai:
+        batch = await ended(ai, batch.id)
+        assert batch.request_counts.model_dump() == {"total": 8, "completed": 8, "failed": 0}
+    assert sorted(job.prompt for job in worker.jobs) == [f"p{n}" for n in range(8)]
+
+
+async def test_an_empty_fleet_delays_and_fails_nothing(
+    ai: AsyncOpenAI, live: Live, settings: GatewaySettings
+) -> None:
+    batch = await submit(ai, jsonl(line("p")))
+    await asyncio.sleep(0)
+    with ScriptedWorker(settings.redis):
+        assert (await ended(ai, batch.id)).request_counts.completed == 1
