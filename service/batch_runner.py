@@ -1,4 +1,4 @@
-"""Runs the lines of batches: a few at a time, beside everything else, wherever a gateway is alive.
+"""Runs the lines of batches: a few at a time, behind everything else, wherever a gateway is alive.
 
 Invariant: each line ends in exactly one result, whatever dies: its job has an idempotency key made of batch
 and line, so a gateway that takes over finds the job (and its answer) instead of asking twice. A busy or
@@ -19,23 +19,26 @@ from collections.abc import Iterable
 from typing import Any
 
 from service.answers import Answer, description_json
-from service.batches import AboutBatch, content_lines
+from service.batches import AboutBatch, content_lines, stored_name
 from service.broker.base import BrokerError, Idempotency
 from service.broker.batches import BatchStore
+from service.callers import Caller
 from service.chat_intake import chat_of_json
 from service.chat_words import ChatWords
 from service.errors import BadField, TooBusy, Unavailable, as_api_error
 from service.gateway import Accepted, Gateway
 from service.intake import Submission, submission_of_json
-from service.protocol import Job
+from service.protocol import Job, Priority
 from service.schemas import Description
 from service.schemas_batch import BatchLine
 
 log = logging.getLogger(__name__)
 
 IN_FLIGHT = 4
+PRIORITY: Priority = "batch"
 CLAIM_S = 15.0
 RETRY_S = 1.0
+RECANCEL_S = 0.1
 
 
 class BatchRunner:
@@ -90,11 +93,12 @@ class BatchRunner:
         if stored is None:
             return True
         about = AboutBatch.model_validate_json(stored.about)
-        content = await self._store.content(about.input_file_id)
+        content = await self._store.content(stored_name(owner_of(batch_id), about.input_file_id))
         if content is None:
             await self._store.move(batch_id, "expired", int(time.time()), "in_progress", "cancelling")
             return True
-        lines = asyncio.create_task(self._lines(batch_id, content_lines(content)))
+        caller = Caller(owner_of(batch_id), None, about.tokens_in_flight, (PRIORITY,))
+        lines = asyncio.create_task(self._lines(batch_id, caller, content_lines(content)))
         try:
             return await self._watch(batch_id, lines)
         finally:
@@ -118,19 +122,19 @@ class BatchRunner:
         await self._store.move(batch_id, "cancelled", now, "cancelling")
         return True
 
-    async def _lines(self, batch_id: str, lines: list[bytes]) -> None:
+    async def _lines(self, batch_id: str, caller: Caller, lines: list[bytes]) -> None:
         done = await self._store.done_lines(batch_id)
         left = iter([(number, raw) for number, raw in enumerate(lines, start=1) if number not in done])
         async with asyncio.TaskGroup() as group:
             for _ in range(IN_FLIGHT):
-                group.create_task(self._some_lines(batch_id, left))
+                group.create_task(self._some_lines(batch_id, caller, left))
 
-    async def _some_lines(self, batch_id: str, left: Iterable[tuple[int, bytes]]) -> None:
+    async def _some_lines(self, batch_id: str, caller: Caller, left: Iterable[tuple[int, bytes]]) -> None:
         for number, raw in left:
-            request_id = f"{batch_id}-{number}"
+            request_id = f"{batch_id.partition('/')[2]}-{number}"
             line = BatchLine.model_validate_json(raw)
             try:
-                status, body = 200, await self._answer(batch_id, line, request_id)
+                status, body = 200, await self._answer(batch_id, caller, line, request_id)
             except Exception as exc:
                 error = as_api_error(exc)
                 if error is not exc and not isinstance(exc, ValueError):
@@ -141,12 +145,17 @@ class BatchRunner:
             text = json.dumps(result | {"error": None})
             await self._store.put_line(batch_id, number, text, self._ttl_s, failed=status != 200)
 
-    async def _answer(self, batch_id: str, line: BatchLine, request_id: str) -> dict[str, Any]:
+    async def _answer(
+        self, batch_id: str, caller: Caller, line: BatchLine, request_id: str
+    ) -> dict[str, Any]:
         submission = await asyncio.to_thread(_submission, line)
         idempotency = Idempotency(hashlib.sha256(request_id.encode()).hexdigest(), "batch")
         while True:
             try:
-                accepted = await self._gateway.submit(submission, request_id, idempotency)
+                until = time.time() + self._gateway.settings.job_timeout_s
+                accepted = await self._gateway.submit(
+                    submission, request_id, idempotency, caller=caller, deadline_at=until
+                )
                 return _worded(line, accepted.job, await self._whole(batch_id, accepted))
             except (TooBusy, Unavailable) as later:
                 await asyncio.sleep(later.retry_after_s or RETRY_S)
@@ -166,11 +175,18 @@ class BatchRunner:
         raise Unavailable("The queue lost this job.", code="job_lost")
 
 
+def owner_of(name: str) -> str:
+    """Of a batch by the name it is stored under."""
+    return name.partition("/")[0]
+
+
 def _submission(line: BatchLine) -> Submission:
     raw = json.dumps(line.body).encode()
     submission = submission_of_json(raw) if line.url == "/v1/describe" else chat_of_json(raw).submission
     if submission.fields.stream:
         raise BadField("stream", "A line of a batch cannot be streamed.", code="unsupported_value")
+    if submission.fields.service_tier == "default":
+        raise BadField("service_tier", "The lines of a batch are 'flex'.", code="unsupported_value")
     return submission
 
 
@@ -181,6 +197,8 @@ def _worded(line: BatchLine, job: Job, description: Description) -> dict[str, An
 
 
 async def _end(tasks: list[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    """Again and again: redis-py swallows a cancellation that meets an arriving reply."""
+    while running := [task for task in tasks if not task.done()]:
+        for task in running:
+            task.cancel()
+        await asyncio.wait(running, timeout=RECANCEL_S)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ValidationError
 
 from service.broker.batches import BatchStore, StoredBatch
+from service.callers import Caller
 from service.errors import ApiError, BadField, NotFound, TooLarge, field_error
 from service.gateway import queue_errors
 from service.schemas_batch import (
@@ -35,7 +36,9 @@ RUNNING, ENDED = ("in_progress", "cancelling"), ("completed", "cancelled")
 
 
 class AboutBatch(BaseModel):
-    """What never changes of a batch."""
+    """What never changes of a batch. tokens_in_flight: of the key that made it, None for no limit."""
+
+    tokens_in_flight: int | None = None
 
     endpoint: Endpoint
     input_file_id: str
@@ -53,14 +56,19 @@ class BatchLimits:
     ttl_s: int
 
 
+def stored_name(owner: str, name: str) -> str:
+    """Files and batches are kept under their owner's name, so that no other key finds them."""
+    return f"{owner}/{name}"
+
+
 class Batches:
-    """Files and batches of one service; `limits.ttl_s` after their making they are forgotten."""
+    """Files and batches; `limits.ttl_s` after their making they are forgotten. owner: the API key's name."""
 
     def __init__(self, store: BatchStore, limits: BatchLimits) -> None:
         self._store = store
         self._limits = limits
 
-    async def take_file(self, filename: str, content: bytes) -> FileObject:
+    async def take_file(self, owner: str, filename: str, content: bytes) -> FileObject:
         if len(content) > self._limits.max_bytes:
             raise TooLarge(
                 f"The file has {len(content)} bytes; at most {self._limits.max_bytes} are taken.",
@@ -77,18 +85,19 @@ class Batches:
             filename=filename,
         )
         with queue_errors():
-            await self._store.put_file(about.id, about.model_dump_json(), content, self._limits.ttl_s)
+            name = stored_name(owner, about.id)
+            await self._store.put_file(name, about.model_dump_json(), content, self._limits.ttl_s)
         return about
 
-    async def file(self, file_id: str) -> FileObject:
-        kind, content = await self._read(file_id)
+    async def file(self, owner: str, file_id: str) -> FileObject:
+        kind, content = await self._read(owner, file_id)
         if kind == "file":
             with queue_errors():
-                found = await self._store.file(file_id)
+                found = await self._store.file(stored_name(owner, file_id))
             if found is not None:
                 return FileObject.model_validate_json(found.about)
             raise _no_file()
-        batch = await self.batch(f"batch-{file_id.partition('-')[2]}")
+        batch = await self.batch(owner, f"batch-{file_id.partition('-')[2]}")
         return FileObject(
             id=file_id,
             bytes=len(content),
@@ -98,34 +107,37 @@ class Batches:
             purpose="batch_output",
         )
 
-    async def content(self, file_id: str) -> bytes:
-        return (await self._read(file_id))[1]
+    async def content(self, owner: str, file_id: str) -> bytes:
+        return (await self._read(owner, file_id))[1]
 
-    async def delete_file(self, file_id: str) -> None:
+    async def delete_file(self, owner: str, file_id: str) -> None:
         with queue_errors():
-            deleted = file_id.startswith("file-") and await self._store.delete_file(file_id)
+            name = stored_name(owner, file_id)
+            deleted = file_id.startswith("file-") and await self._store.delete_file(name)
         if not deleted:
             raise _no_file()
 
-    async def _read(self, file_id: str) -> tuple[str, bytes]:
+    async def _read(self, owner: str, file_id: str) -> tuple[str, bytes]:
         """Kind and content; a result is there once its batch has ended and has such lines."""
         match = FILE.fullmatch(file_id)
         content: bytes | None = None
         with queue_errors():
             if match is not None and match[1] == "file":
-                content = await self._store.content(file_id)
+                content = await self._store.content(stored_name(owner, file_id))
             elif match is not None:
-                batch = await self._store.batch(f"batch-{match[2]}")
+                name = stored_name(owner, f"batch-{match[2]}")
+                batch = await self._store.batch(name)
                 if batch is not None and batch.state in ENDED:
-                    results = await self._store.results(f"batch-{match[2]}", failed=match[1] == "errors")
+                    results = await self._store.results(name, failed=match[1] == "errors")
                     content = results or None
         if match is None or content is None:
             raise _no_file()
         return match[1], content
 
-    async def create(self, body: BatchBody) -> BatchObject:
+    async def create(self, caller: Caller, body: BatchBody) -> BatchObject:
+        file = stored_name(caller.name, body.input_file_id)
         with queue_errors():
-            content = await self._store.content(body.input_file_id)
+            content = await self._store.content(file)
         if content is None:
             raise NotFound("No such file, or it has expired.", param="input_file_id", code="file_not_found")
         lines = content_lines(content)
@@ -143,29 +155,33 @@ class Batches:
             expires_at=now + self._limits.ttl_s,
             total=len(lines),
             metadata=body.metadata,
+            tokens_in_flight=caller.tokens_in_flight,
             errors=errors[:MAX_ERRORS_SHOWN],
         )
         state = "failed" if errors else "in_progress"
         with queue_errors():
             text, ttl_s = about.model_dump_json(), self._limits.ttl_s
-            await self._store.create(batch_id, text, state, now, ttl_s, body.input_file_id)
+            name = stored_name(caller.name, batch_id)
+            await self._store.create(name, text, state, now, ttl_s, file)
             if errors:
-                await self._store.close_batch(batch_id)
-        return await self.batch(batch_id)
+                await self._store.close_batch(name)
+        return await self.batch(caller.name, batch_id)
 
-    async def batch(self, batch_id: str) -> BatchObject:
+    async def batch(self, owner: str, batch_id: str) -> BatchObject:
         with queue_errors():
-            found = await self._store.batch(batch_id) if BATCH.fullmatch(batch_id) else None
+            name = stored_name(owner, batch_id)
+            found = await self._store.batch(name) if BATCH.fullmatch(batch_id) else None
         if found is None:
             raise NotFound("No such batch, or it has expired.", param="batch_id", code="batch_not_found")
         return batch_object(batch_id, found)
 
-    async def cancel(self, batch_id: str) -> BatchObject:
+    async def cancel(self, owner: str, batch_id: str) -> BatchObject:
         """Idempotent: a batch that has ended stays as it ended."""
-        await self.batch(batch_id)
+        await self.batch(owner, batch_id)
         with queue_errors():
-            await self._store.move(batch_id, "cancelling", int(time.time()), "in_progress")
-        return await self.batch(batch_id)
+            name = stored_name(owner, batch_id)
+            await self._store.move(name, "cancelling", int(time.time()), "in_progress")
+        return await self.batch(owner, batch_id)
 
 
 def _no_file() -> NotFound:
@@ -182,7 +198,7 @@ def batch_object(batch_id: str, stored: StoredBatch) -> BatchObject:
     at = {f"{state}_at": when for state, when in stored.at.items()}
     return BatchObject.model_validate(
         {
-            **about.model_dump(exclude={"total", "errors"}),
+            **about.model_dump(exclude={"total", "errors", "tokens_in_flight"}),
             **at,
             "id": batch_id,
             "status": stored.state,

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Path, Request, Response
 from starlette.datastructures import UploadFile
 
 from service.batches import Batches
+from service.callers import caller_of
 from service.errors import BadField, UnsupportedMedia
 from service.intake import content_type, json_body
 from service.openapi import inlined
@@ -80,12 +81,13 @@ async def upload_file(request: Request) -> FileObject:
         file = form.get("file")
         if not isinstance(file, UploadFile):
             raise BadField("file", "'file' is required, as a file.", code="missing_field")
-        return await batches_of(request).take_file(file.filename or "requests.jsonl", await file.read())
+        name = file.filename or "requests.jsonl"
+        return await batches_of(request).take_file(caller_of(request).name, name, await file.read())
 
 
 @router.get("/v1/files/{file_id}", summary="A file of a batch", responses=error_responses(404, 503))
 async def get_file(file_id: FileId, request: Request) -> FileObject:
-    return await batches_of(request).file(file_id)
+    return await batches_of(request).file(caller_of(request).name, file_id)
 
 
 @router.get(
@@ -95,12 +97,14 @@ async def get_file(file_id: FileId, request: Request) -> FileObject:
     response_class=Response,
 )
 async def get_content(file_id: FileId, request: Request) -> Response:
-    return Response(await batches_of(request).content(file_id), media_type="application/jsonl")
+    return Response(
+        await batches_of(request).content(caller_of(request).name, file_id), media_type="application/jsonl"
+    )
 
 
 @router.delete("/v1/files/{file_id}", summary="Delete an input file", responses=error_responses(404, 503))
 async def delete_file(file_id: FileId, request: Request) -> DeletedFile:
-    await batches_of(request).delete_file(file_id)
+    await batches_of(request).delete_file(caller_of(request).name, file_id)
     return DeletedFile(id=file_id)
 
 
@@ -113,15 +117,15 @@ async def delete_file(file_id: FileId, request: Request) -> DeletedFile:
 async def create_batch(request: Request) -> BatchObject:
     """A file with unreadable lines is not run: the batch is `failed`, and `errors` names the lines."""
     body = BatchBody.model_validate_json(await json_body(request), strict=True)
-    return await batches_of(request).create(body)
+    return await batches_of(request).create(caller_of(request), body)
 
 
 @router.get("/v1/batches/{batch_id}", summary="A batch's progress", responses=error_responses(404, 503))
 async def get_batch(batch_id: BatchId, request: Request) -> BatchObject:
-    return await batches_of(request).batch(batch_id)
+    return await batches_of(request).batch(caller_of(request).name, batch_id)
 
 
 @router.post("/v1/batches/{batch_id}/cancel", summary="Cancel a batch", responses=error_responses(404, 503))
 async def cancel_batch(batch_id: BatchId, request: Request) -> BatchObject:
     """What has been answered stays; idempotent."""
-    return await batches_of(request).cancel(batch_id)
+    return await batches_of(request).cancel(caller_of(request).name, batch_id)

@@ -80,7 +80,7 @@ async def test_every_line_is_answered_in_order(ai: AsyncOpenAI, worker: Scripted
     for answer in answers:
         assert answer["response"]["status_code"] == 200
         assert answer["response"]["body"]["text"] == "A small red apple."
-    assert {job.params.max_tokens for job in worker.jobs} == {7}
+    assert {(job.params.max_tokens, job.priority) for job in worker.jobs} == {(7, "batch")}
     about = await ai.files.retrieve(batch.output_file_id)
     assert (about.purpose, about.bytes > 0) == ("batch_output", True)
 
@@ -138,7 +138,7 @@ async def test_unreadable_lines_are_all_named_and_nothing_runs(
 
 async def test_limits(ai: AsyncOpenAI, live: Live, worker: ScriptedWorker) -> None:
     with pytest.raises(openai.APIStatusError) as many:
-        await submit(ai, jsonl(*(line(f"p{n}") for n in range(21))))
+        await submit(ai, jsonl(*({"n": n} for n in range(21))))
     assert (many.value.status_code, "at most 20" in many.value.message) == (413, True)
     with pytest.raises(openai.APIStatusError) as large:
         await submit(ai, b" " * 100_001)
