@@ -36,6 +36,7 @@ async def test_the_whole_completion(client: httpx.AsyncClient, worker: ScriptedW
         "object": "chat.completion",
         "created": int(job.created_at),
         "model": "scripted",
+        "service_tier": "default",
         "choices": [
             {
                 "index": 0,
