@@ -28,8 +28,8 @@ from model.config import EngineConfig
 from model.request import RequestError
 
 DECODERS = ("llama", "mistral")
-# The gateway shrinks what is larger than this many times the largest resolution: tiles are cut from
-# what is left, which then differs from the processor's own single resize by less than a pixel's blur.
+# The gateway shrinks what has more than this many times the pixels of the largest resolution; such a
+# picture is resized twice, here and when its tiles are cut. More would send megabytes for little.
 OVERSAMPLING = 4
 
 
