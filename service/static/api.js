@@ -6,6 +6,16 @@ const base = new URL("../", import.meta.url);
 
 export const endpoint = (path) => new URL(path, base).href;
 
+// Lives as long as the page, and nowhere else.
+let apiKey = "";
+
+/** @param {string} key empty: none */
+export function useKey(key) {
+  apiKey = key.trim();
+}
+
+export const hasKey = () => apiKey !== "";
+
 export class ApiFailure extends Error {
   /**
    * @param {{message: string, type?: string, code?: string, param?: string | null}} error
@@ -40,9 +50,10 @@ export function formFields({ question, maxTokens, setting }) {
 
 /** Fetches a path of the API; whatever is not a success is thrown. */
 export async function send(path, options) {
+  const headers = apiKey ? { ...options.headers, Authorization: `Bearer ${apiKey}` } : options.headers;
   let response;
   try {
-    response = await fetch(endpoint(path), options);
+    response = await fetch(endpoint(path), { ...options, headers });
   } catch (broken) {
     throw unreachable(broken);
   }

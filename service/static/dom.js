@@ -1,4 +1,4 @@
-// Making elements. Invariant: text is only ever set as text, never parsed as markup.
+// Making elements, pressing buttons, copying text. Invariant: text is only ever set as text, never parsed as markup.
 
 /**
  * @param {string} tag
@@ -24,4 +24,15 @@ export function onPick(group, pick) {
     const button = event.target.closest("button");
     if (button && group.contains(button) && !button.disabled) pick(button);
   });
+}
+
+/** The clipboard is there only in secure contexts; elsewhere the text is left selected. */
+export async function copyText(element) {
+  getSelection().selectAllChildren(element);
+  try {
+    await navigator.clipboard.writeText(element.textContent);
+    return true;
+  } catch {
+    return false;
+  }
 }

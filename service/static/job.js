@@ -2,7 +2,7 @@
 // connections as that takes.
 // Invariant: every event is given out once and in order; an abort cancels the job, not only the connection.
 
-import { ApiFailure, endpoint, facts, send } from "./api.js";
+import { ApiFailure, facts, send } from "./api.js";
 import { readEvents } from "./sse.js";
 
 // A lost connection is tried again so often in a row, each time after twice the wait: 8 s in all.
@@ -82,7 +82,7 @@ class StreamedJob {
   /** Before the head of the answer the job has no name here: the upload ends first, in the background. */
   async cancel() {
     const job = jobPath(await this.posted.catch(() => null));
-    if (job) fetch(endpoint(job), { method: "DELETE", keepalive: true }).catch(() => {});
+    if (job) send(job, { method: "DELETE", keepalive: true }).catch(() => {});
     this.link.abort();
   }
 }

@@ -1,8 +1,8 @@
 // The page put together: picture, question and settings in; answers, code and history out.
 // Invariant: one question is under way at a time, on one panel or (compared) on two.
 
-import { endpoint, formFields, servedModels } from "./api.js";
-import { make, onPick, press } from "./dom.js";
+import { endpoint, formFields, hasKey, servedModels, useKey } from "./api.js";
+import { copyText, make, onPick, press } from "./dom.js";
 import { History } from "./history.js";
 import { AnswerPanel } from "./panel.js";
 import { PicturePicker } from "./picture.js";
@@ -10,6 +10,7 @@ import { snippet } from "./snippets.js";
 
 const LOOK_AGAIN_MS = 2000;
 const LOOK_WHILE_READY_MS = 15000;
+const UNAUTHORIZED = 401;
 const byId = (id) => document.getElementById(id);
 
 class Playground {
@@ -55,8 +56,16 @@ class Playground {
     onPick(byId("languages"), (button) => this.pickCode(button, () => (this.language = button.dataset.language)));
     onPick(byId("code-side"), (button) => this.pickCode(button, () => (this.side = Number(button.dataset.side))));
     byId("copy").addEventListener("click", () => this.copyCode());
-    // The job would outlive the page.
-    addEventListener("pagehide", () => this.running?.abort());
+    byId("api-key").addEventListener("change", (event) => {
+      useKey(event.target.value);
+      this.findModel();
+    });
+    // The job would outlive the page. A page that goes loads no thumbnails any more: the policy forbids it.
+    addEventListener("pagehide", () => {
+      this.leaving = true;
+      this.running?.abort();
+    });
+    addEventListener("pageshow", () => (this.leaving = false));
   }
 
   arrange() {
@@ -72,15 +81,17 @@ class Playground {
   // --- the model ---
 
   async findModel() {
+    clearTimeout(this.looking);
     try {
       const [served] = await servedModels();
       if (served) this.setCard(served.id, served.card);
       else this.tellServed("No worker is ready; looking again…", false);
     } catch (failure) {
       this.tellServed(failure.message, false);
+      if (failure.status === UNAUTHORIZED) byId("key-row").hidden = false;
     }
     const ready = byId("served").classList.contains("ready");
-    setTimeout(() => this.findModel(), ready ? LOOK_WHILE_READY_MS : LOOK_AGAIN_MS);
+    this.looking = setTimeout(() => this.findModel(), ready ? LOOK_WHILE_READY_MS : LOOK_AGAIN_MS);
   }
 
   setCard(name, card) {
@@ -130,7 +141,7 @@ class Playground {
     try {
       const runs = panels.map((panel) => panel.run(picture, this.fields(panel), card, signal));
       const sides = (await Promise.all(runs)).map((happened, i) => ({ ...settings[i], happened }));
-      this.history.add({ ...asked, sides });
+      if (!this.leaving) this.history.add({ ...asked, sides });
     } finally {
       this.setRunning(null);
     }
@@ -171,7 +182,7 @@ class Playground {
     if (!this.card) return;
     const panel = this.asked[this.side] ?? this.panels[0];
     const file = this.pictures?.picture?.name ?? "picture.png";
-    const request = { url: endpoint("v1/describe"), file, fields: this.fields(panel) };
+    const request = { url: endpoint("v1/describe"), file, fields: this.fields(panel), withKey: hasKey() };
     byId("snippet").textContent = snippet(this.language, request);
   }
 
@@ -180,17 +191,6 @@ class Playground {
     const copied = await copyText(byId("snippet"));
     button.textContent = copied ? "Copied" : "Press Ctrl+C";
     setTimeout(() => (button.textContent = "Copy"), 2000);
-  }
-}
-
-/** The clipboard is there only in secure contexts; elsewhere the text is left selected. */
-async function copyText(element) {
-  getSelection().selectAllChildren(element);
-  try {
-    await navigator.clipboard.writeText(element.textContent);
-    return true;
-  } catch {
-    return false;
   }
 }
 

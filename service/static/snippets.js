@@ -3,7 +3,8 @@
 
 /**
  * @param {"curl" | "python" | "javascript"} language
- * @param {{url: string, file: string, fields: Record<string, string | number | boolean>}} request
+ * @param {{url: string, file: string, fields: Record<string, string | number | boolean>, withKey?: boolean}} request
+ *     withKey: the service wants an API key; the code takes it from where secrets belong, never from the page
  */
 export function snippet(language, request) {
   return { curl, python, javascript }[language](request);
@@ -14,9 +15,10 @@ const shell = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
 // curl reads , ; and quotes in a file name itself, unless it is quoted in its own way.
 const curlFile = (name) => `"${name.replaceAll("\\", "\\\\").replaceAll('"', '\\"')}"`;
 
-function curl({ url, file, fields }) {
+function curl({ url, file, fields, withKey }) {
   const plain = /^[\w./-]+$/.test(file);
   const lines = [`curl -N ${shell(url)}`, `-F ${plain ? `image=@${file}` : shell(`image=@${curlFile(file)}`)}`];
+  if (withKey) lines.push('-H "Authorization: Bearer $TWIGSERVE_API_KEY"');
   for (const [name, value] of Object.entries(fields)) {
     // --form-string, because -F would take a leading @ or < for a file.
     lines.push(typeof value === "string" && !/^\w+$/.test(value)
@@ -27,10 +29,11 @@ function curl({ url, file, fields }) {
 }
 
 // JSON strings are Python strings; a form sends text, so numbers and booleans are texts too.
-function python({ url, file, fields }) {
+function python({ url, file, fields, withKey }) {
   const entries = Object.entries(fields).map(([name, value]) => `    ${quote(name)}: ${quote(String(value))},`);
+  const headers = withKey ? `\n    headers={"Authorization": "Bearer " + os.environ["TWIGSERVE_API_KEY"]},` : "";
   return `import json
-
+${withKey ? "import os\n" : ""}
 import httpx  # pip install httpx
 
 fields = {
@@ -38,7 +41,7 @@ ${entries.join("\n")}
 }
 with open(${quote(file)}, "rb") as picture, httpx.stream(
     "POST", ${quote(url)},
-    data=fields, files={"image": picture}, timeout=300,
+    data=fields, files={"image": picture}, timeout=300,${headers}
 ) as response:
     if response.is_error:
         raise SystemExit(response.read().decode())
@@ -57,13 +60,14 @@ with open(${quote(file)}, "rb") as picture, httpx.stream(
 `;
 }
 
-function javascript({ url, fields }) {
+function javascript({ url, fields, withKey }) {
   const lines = Object.entries(fields).map(([name, value]) => `form.append(${quote(name)}, ${quote(String(value))});`);
+  const headers = withKey ? ", headers: { Authorization: `Bearer ${key}` }" : "";
   return `const form = new FormData();
 form.append("image", document.querySelector("input[type=file]").files[0]);
 ${lines.join("\n")}
 
-const response = await fetch(${quote(url)}, { method: "POST", body: form });
+const response = await fetch(${quote(url)}, { method: "POST", body: form${headers} });
 if (!response.ok) throw new Error((await response.json()).error.message);
 
 const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();

@@ -19,7 +19,16 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 README = (ROOT / "README.md").read_text()
 DEFAULT_URL = "http://127.0.0.1:8000"
 # Run by the test session itself, by the gate, or too long for a test; each only has to exist.
-RULES = {"make test", "make check", "make bench", "make train", "make data", "make image", "make fmt"}
+RULES = {
+    "make test",
+    "make check",
+    "make docs",
+    "make bench",
+    "make train",
+    "make data",
+    "make image",
+    "make fmt",
+}
 
 
 def commands() -> list[str]:

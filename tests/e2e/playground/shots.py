@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import argparse
+import io
 from pathlib import Path
 
+from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from tests.e2e.playground.browser import DESKTOP, FLAGS, PHONE, chromium_path
@@ -50,6 +52,7 @@ def opened(browser: Browser, url: str, scene: str, **options: object) -> Page:
     page.goto(url)
     page.get_by_role("button", name=scene, exact=True).click()
     page.locator("#send:enabled").wait_for()
+    page.get_by_role("button", name="Fast").first.click()
     return page
 
 
@@ -60,7 +63,8 @@ def answer(page: Page) -> None:
 
 def shoot(page: Page, path: Path) -> None:
     page.evaluate("scrollTo(0, 0)")
-    page.screenshot(path=path, full_page=True)
+    shot = Image.open(io.BytesIO(page.screenshot(full_page=True)))
+    shot.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 if __name__ == "__main__":

@@ -68,9 +68,11 @@ class Stage:
 
 
 @contextlib.asynccontextmanager
-async def staged_with(browser: Browser, redis_server: EmbeddedRedis, workers: int) -> AsyncIterator[Stage]:
+async def staged_with(
+    browser: Browser, redis_server: EmbeddedRedis, workers: int, **gateway: Any
+) -> AsyncIterator[Stage]:
     redis = short_settings(redis_server.url)
-    settings = GatewaySettings(redis=redis, request_timeout_s=60, max_image_bytes=500_000)
+    settings = GatewaySettings(redis=redis, request_timeout_s=60, max_image_bytes=500_000, **gateway)
     cancel_seen = threading.Event()
     with contextlib.ExitStack() as held:
         players = [held.enter_context(SteppedWorker(redis, cancel_seen)) for _ in range(workers)]
