@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # torch's CPU build where there is no NVIDIA GPU; with one, pip chooses.
 CONSTRAINT := $(if $(shell command -v nvidia-smi 2>/dev/null),,-c constraints.txt)
 
-.PHONY: install serve test check fmt bench data train image docs loadtest cluster-drill dashboards
+.PHONY: install serve test fuzz check fmt bench data train image docs loadtest cluster-drill dashboards
 
 install: $(VENV)/.installed
 
@@ -19,6 +19,9 @@ serve: install       ## the whole service on this machine, with the embedded mod
 
 test: install        ## every test
 	$(BIN)/python -m pytest
+
+fuzz: install        ## 10,000 broken pictures of each format; FUZZ_SEED=n for others
+	FUZZ_COUNT=10000 $(BIN)/python -m pytest tests/service/test_image_fuzz.py -s
 
 check: install       ## lint, format, types
 	$(BIN)/ruff check .

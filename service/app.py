@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from importlib.metadata import version
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 
 from service.authentication import Authentication
 from service.batch_runner import BatchRunner
@@ -52,6 +53,15 @@ def create_app(settings: GatewaySettings, broker: GatewayBroker | None = None) -
     # The last one added is the outermost.
     app.add_middleware(Authentication, ring=KeyRing(settings.keys_file) if settings.keys_file else None)
     app.add_middleware(BodyLimit, max_bytes=max_body_bytes(settings))
+    if settings.cors_origins:
+        # Without credentials: no cookie means anything here, and a key is sent by the page's own script.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=["*"],
+        )
     app.add_middleware(RequestId)
     install_handlers(app)
     app.include_router(describe.router)

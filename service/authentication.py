@@ -20,8 +20,7 @@ from service.errors import ApiError, RateLimited, TooBusy, Unauthorized, error_r
 from service.gateway import Gateway, queue_errors
 from service.keys import KeyRing
 from service.middleware import drain
-
-GUARDED = "/v1/"
+from service.openapi import GUARDED
 
 
 class Authentication:

@@ -12,6 +12,7 @@
     │  ├─ IdempotencyConflict       409  the key was used for a different request
     │  └─ Cancelled                 409  somebody cancelled the job
     ├─ TooLarge                     413  body, file or pixel count
+    ├─ HeadTooLarge                 431  the request's head
     ├─ UnsupportedMedia             415  not an image format (or content type) that is read
     ├─ Unprocessable                422
     │  ├─ UndecodableImage          422    right format, broken content
@@ -119,6 +120,10 @@ class Cancelled(Conflict):
 
 class TooLarge(ApiError):
     status, kind, code = 413, "invalid_request_error", "too_large"
+
+
+class HeadTooLarge(ApiError):
+    status, kind, code = 431, "invalid_request_error", "head_too_large"
 
 
 class UnsupportedMedia(ApiError):

@@ -91,7 +91,8 @@ async def _from_form(form: FormData) -> Submission:
         elif isinstance(value, UploadFile):
             raise _misplaced_file(name)
         else:
-            _put(texts, name, value)
+            # A browser sends every line break of a form's text as CRLF (WHATWG HTML, multipart/form-data).
+            _put(texts, name, value.replace("\r\n", "\n"))
     fields = DescribeFields.model_validate(texts)
     if not images:
         raise BadField("image", "'image' is required.", code="missing_field")

@@ -1,7 +1,7 @@
 """What every HTTP exchange passes through: its request id, its line in the log, and the limit on its body.
 
-Invariant: every response carries `X-Request-ID`, and so does the request's one line in the log; no more than
-the limit of a body is ever handed on.
+Invariant: every response carries `X-Request-ID`, and so does the request's one line in the log; none is taken
+for another type than it says; no more than the limit of a body is ever handed on.
 Plain ASGI, because starlette's BaseHTTPMiddleware hides a client's disconnect from the route.
 Must not know: routes, or what is in a body.
 """
@@ -65,7 +65,9 @@ class RequestId:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
+                headers = MutableHeaders(scope=message)
+                headers[REQUEST_ID_HEADER] = request_id
+                headers["X-Content-Type-Options"] = "nosniff"
             await send(message)
 
         try:

@@ -24,6 +24,9 @@ HEADERS: dict[str, dict[str, Any]] = {
 }
 # Which of them a response has beyond the request id.
 STATUS_HEADERS = {"429": ("Retry-After",), "503": ("Retry-After",)}
+# What `Authentication` guards, where the service uses keys at all.
+GUARDED = "/v1/"
+BEARER = {"type": "http", "scheme": "bearer", "description": "Made by `twigserve keys add`."}
 # The data of events, which no response refers to.
 STREAMED: tuple[type[BaseModel], ...] = (TokenEvent, ChatChunk)
 FASTAPIS_OWN = {"HTTPValidationError", "ValidationError"}
@@ -35,7 +38,12 @@ class Api(FastAPI):
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
             document = super().openapi()
-            for operation in (op for methods in document["paths"].values() for op in methods.values()):
+            document["components"]["securitySchemes"] = {"ApiKey": BEARER}
+            for path, operation in (
+                (path, op) for path, ops in document["paths"].items() for op in ops.values()
+            ):
+                if path.startswith(GUARDED):
+                    operation["security"] = [{"ApiKey": []}, {}]
                 if "HTTPValidationError" in str(operation["responses"].get("422", "")):
                     del operation["responses"]["422"]
                 for status, response in operation["responses"].items():

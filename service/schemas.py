@@ -183,13 +183,15 @@ def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The `responses=` of a route: each status in the one error shape."""
     why = {
         400: "A field is bad or unknown; `param` names it.",
-        404: "No such thing, or not any more.",
+        401: "No API key, or one that is not known. (Where the service uses keys.)",
+        403: "The API key may not ask for this `service_tier`.",
+        404: "No such thing, or not any more, or another API key's.",
         408: "The body did not arrive in time.",
         409: "The idempotency key was used for a different request, or the job was cancelled.",
         413: "The body, the file or its pixel count is too large.",
         415: "Not an image format, or not a content type, that is read.",
         422: "The image cannot be decoded, or `retained_tokens` is impossible.",
-        429: "Too much work is queued; see `Retry-After`.",
+        429: "Too much work is queued, or too much of this API key; see `Retry-After`.",
         500: "The worker failed at this request.",
         503: "No worker, or the queue is down; see `Retry-After`.",
         504: "The deadline passed.",

@@ -86,6 +86,7 @@ class GatewaySettings(_Settings):
     that an answer is waited for, and that a background job may take; X-Request-Timeout-Ms asks for less.
     body_timeout_s: how long a request's body may take to arrive. keys_file: API keys, see `keys`; without it
     anybody may ask, which a host that is not loopback must allow in so many words (allow_anonymous).
+    cors_origins: other sites (`https://example.org`, or `*`) whose pages may call the API from a browser.
 
     image_url_hosts: whence pictures are fetched by URL (`example.org`, `example.org:8443`, `*.example.org`);
     with none, nothing is fetched. decode_processes bounds the memory of decoding: one picture each.
@@ -103,6 +104,7 @@ class GatewaySettings(_Settings):
     port: int = Field(8000, ge=0, le=65_535)
     keys_file: Path | None = None
     allow_anonymous: bool = False
+    cors_origins: tuple[str, ...] = ()
     redis: RedisSettings = Field(default_factory=RedisSettings)
     tracing: TracingSettings = Field(default_factory=TracingSettings)
     max_image_bytes: int = Field(20 * 1024 * 1024, ge=1)

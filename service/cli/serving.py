@@ -78,14 +78,12 @@ def gateway(
         said = given(host=host, port=port, worker_metrics_urls=urls)
         settings = GatewaySettings(redis=redis(redis_url), **said)
         configure_log()
-    import uvicorn
+        from service.app import create_app
+        from service.draining import DrainingServer
+        from service.http_server import server_config
 
-    from service.app import create_app
-    from service.draining import DrainingServer
-
-    app = create_app(settings)
-    config = uvicorn.Config(app, host=settings.host, port=settings.port, log_config=None)
-    DrainingServer(config, app.state.gateway).run()
+        app = create_app(settings)
+    DrainingServer(server_config(app, settings), app.state.gateway).run()
 
 
 def worker(

@@ -54,7 +54,7 @@ CONTENT: dict[int | str, dict[str, Any]] = {
         " `{status_code, request_id, body}`.",
         "content": {"application/jsonl": {"schema": {"type": "string"}}},
     },
-    **error_responses(404, 503),
+    **error_responses(401, 404, 503),
 }
 
 
@@ -66,7 +66,7 @@ def batches_of(request: Request) -> Batches:
 @router.post(
     "/v1/files",
     summary="Upload the requests of a batch",
-    responses=error_responses(400, 413, 415, 503),
+    responses=error_responses(400, 401, 413, 415, 429, 503),
     openapi_extra=UPLOAD,
 )
 async def upload_file(request: Request) -> FileObject:
@@ -85,7 +85,7 @@ async def upload_file(request: Request) -> FileObject:
         return await batches_of(request).take_file(caller_of(request).name, name, await file.read())
 
 
-@router.get("/v1/files/{file_id}", summary="A file of a batch", responses=error_responses(404, 503))
+@router.get("/v1/files/{file_id}", summary="A file of a batch", responses=error_responses(401, 404, 503))
 async def get_file(file_id: FileId, request: Request) -> FileObject:
     return await batches_of(request).file(caller_of(request).name, file_id)
 
@@ -102,7 +102,9 @@ async def get_content(file_id: FileId, request: Request) -> Response:
     )
 
 
-@router.delete("/v1/files/{file_id}", summary="Delete an input file", responses=error_responses(404, 503))
+@router.delete(
+    "/v1/files/{file_id}", summary="Delete an input file", responses=error_responses(401, 404, 503)
+)
 async def delete_file(file_id: FileId, request: Request) -> DeletedFile:
     await batches_of(request).delete_file(caller_of(request).name, file_id)
     return DeletedFile(id=file_id)
@@ -111,7 +113,7 @@ async def delete_file(file_id: FileId, request: Request) -> DeletedFile:
 @router.post(
     "/v1/batches",
     summary="Run a file of requests",
-    responses=error_responses(400, 404, 413, 415, 503),
+    responses=error_responses(400, 401, 404, 413, 415, 429, 503),
     openapi_extra=CREATE,
 )
 async def create_batch(request: Request) -> BatchObject:
@@ -120,12 +122,14 @@ async def create_batch(request: Request) -> BatchObject:
     return await batches_of(request).create(caller_of(request), body)
 
 
-@router.get("/v1/batches/{batch_id}", summary="A batch's progress", responses=error_responses(404, 503))
+@router.get("/v1/batches/{batch_id}", summary="A batch's progress", responses=error_responses(401, 404, 503))
 async def get_batch(batch_id: BatchId, request: Request) -> BatchObject:
     return await batches_of(request).batch(caller_of(request).name, batch_id)
 
 
-@router.post("/v1/batches/{batch_id}/cancel", summary="Cancel a batch", responses=error_responses(404, 503))
+@router.post(
+    "/v1/batches/{batch_id}/cancel", summary="Cancel a batch", responses=error_responses(401, 404, 429, 503)
+)
 async def cancel_batch(batch_id: BatchId, request: Request) -> BatchObject:
     """What has been answered stays; idempotent."""
     return await batches_of(request).cancel(caller_of(request).name, batch_id)

@@ -33,7 +33,7 @@ ANSWERS: dict[int | str, dict[str, Any]] = {
         "content": event_stream(STREAM_EXAMPLE, "JSON: a ChatChunk or an ErrorBody; last, `[DONE]`."),
         "headers": {"Server-Timing": HEADERS["Server-Timing"]},
     },
-    **error_responses(400, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504),
+    **error_responses(400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504),
 }
 
 

@@ -84,7 +84,7 @@ ANSWERS: dict[int | str, dict[str, Any]] = {
         "description": "Accepted, for `Prefer: respond-async`; `stream` does not matter then.",
         "headers": {"Location": LOCATION},
     },
-    **error_responses(400, 408, 409, 413, 415, 422, 429, 500, 503, 504),
+    **error_responses(400, 401, 403, 408, 409, 413, 415, 422, 429, 500, 503, 504),
 }
 
 

@@ -29,14 +29,14 @@ LastEventId = Annotated[
     Header(alias=LAST_EVENT_ID, description="Goes on behind this event; without it, from the first."),
 ]
 
-JOB: dict[int | str, dict[str, Any]] = {200: {"model": JobObject}, **error_responses(404, 503)}
+JOB: dict[int | str, dict[str, Any]] = {200: {"model": JobObject}, **error_responses(401, 404, 503)}
 EVENTS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "`token` events (one a round), then `done` with the whole answer, or `error`.",
         "content": STREAM,
     },
     204: {"description": "`Last-Event-ID` was the last event: there is no more, do not reconnect."},
-    **error_responses(400, 404, 503),
+    **error_responses(400, 401, 404, 503),
 }
 
 

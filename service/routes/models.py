@@ -50,14 +50,14 @@ def served(workers: Sequence[WorkerInfo]) -> list[Model]:
     ]
 
 
-@router.get("/v1/models", summary="The models that are served", responses=error_responses(503))
+@router.get("/v1/models", summary="The models that are served", responses=error_responses(401, 503))
 async def list_models(request: Request) -> ModelList:
     gateway: Gateway = request.app.state.gateway
     _, workers = await gateway.look()
     return ModelList(data=served(workers))
 
 
-@router.get("/v1/models/{model_id:path}", summary="One model", responses=UNKNOWN | error_responses(503))
+@router.get("/v1/models/{model_id:path}", summary="One model", responses=UNKNOWN | error_responses(401, 503))
 async def get_model(model_id: str, request: Request) -> Model:
     gateway: Gateway = request.app.state.gateway
     _, workers = await gateway.look()

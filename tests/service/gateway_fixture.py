@@ -17,6 +17,7 @@ from fastapi import FastAPI
 
 from service.app import create_app
 from service.gateway import Gateway
+from service.http_server import server_config
 from service.settings import GatewaySettings, RedisSettings
 from tests.redis_fixture import redis_server, redis_settings  # noqa: F401
 from tests.service.scripted_worker import ScriptedWorker
@@ -26,6 +27,7 @@ from tests.service.scripted_worker import ScriptedWorker
 class Live:
     url: str
     app: FastAPI
+    server: uvicorn.Server
 
     @property
     def gateway(self) -> Gateway:
@@ -77,14 +79,14 @@ async def in_process(settings: GatewaySettings) -> AsyncIterator[httpx.AsyncClie
 
 
 @contextlib.asynccontextmanager
-async def on_a_port(settings: GatewaySettings) -> AsyncIterator[Live]:
+async def on_a_port(settings: GatewaySettings, **patience: float) -> AsyncIterator[Live]:
     app = create_app(settings)
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical"))
+    server = uvicorn.Server(server_config(app, settings.model_copy(update={"port": 0}), **patience))
     serving = asyncio.create_task(server.serve())
     await eventually(lambda: server.started)
     port = server.servers[0].sockets[0].getsockname()[1]
     try:
-        yield Live(f"http://127.0.0.1:{port}", app)
+        yield Live(f"http://127.0.0.1:{port}", app, server)
     finally:
         server.should_exit = True
         await serving

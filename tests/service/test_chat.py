@@ -55,6 +55,7 @@ async def test_the_whole_completion(client: httpx.AsyncClient, worker: ScriptedW
                 "pruned_image_tokens": 20,
             },
         },
+        "service_tier": "default",
     }
 
 

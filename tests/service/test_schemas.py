@@ -70,7 +70,7 @@ async def test_openapi_is_complete(client: httpx.AsyncClient) -> None:
         assert set(schema["properties"]) == {"image", *DescribeFields.model_fields}
         assert schema["required"] == ["image"]
         assert schema["additionalProperties"] is False
-    statuses = (200, 202, 400, 408, 409, 413, 415, 422, 429, 500, 503, 504)
+    statuses = (200, 202, 400, 401, 403, 408, 409, 413, 415, 422, 429, 500, 503, 504)
     assert set(describe["responses"]) == {str(status) for status in statuses}
     for status, response in describe["responses"].items():
         name = {"200": "Description", "202": "JobObject"}.get(status, "ErrorBody")
