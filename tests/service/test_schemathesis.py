@@ -46,7 +46,7 @@ def try_operation(operation: Any, job_id: str, until: float) -> list[int]:
     @QUICK
     @given(case=operation.as_strategy(), helped=st.booleans())
     def run(case: Any, helped: bool) -> None:
-        if time.monotonic() > until:
+        if seen and time.monotonic() > until:
             return
         if helped:  # what no generator finds by itself
             if "job_id" in case.path_parameters:
@@ -58,7 +58,8 @@ def try_operation(operation: Any, job_id: str, until: float) -> list[int]:
             ):
                 case.body["image"] = PNG64
         response = case.call(timeout=20)
-        assert response.status_code < 500 or response.status_code == 503, (
+        # 504: the client itself gave it some milliseconds.
+        assert response.status_code < 500 or response.status_code in (503, 504), (
             case.as_curl_command(),
             response.text,
         )
