@@ -55,7 +55,6 @@ async def test_the_whole_completion(client: httpx.AsyncClient, worker: ScriptedW
                 "pruned_image_tokens": 20,
             },
         },
-        "service_tier": "default",
     }
 
 
