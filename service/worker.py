@@ -155,7 +155,7 @@ def load_proved(settings: WorkerSettings) -> TwigEngine:
     """`load_engine`, and where the settings say so no engine whose answers depend on how they are made."""
     engine = load_engine(settings)
     if settings.verify:
-        from model.verify import BATCH, examine
+        from model.examination import BATCH, examine
 
         checks = examine(engine, sample_pictures(), min(BATCH, settings.max_batch), VERIFY_TOKENS)
         for check in checks:

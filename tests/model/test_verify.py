@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 import model.runner
 from model.cache import Cache, LayerGroup
 from model.engine import Engine
+from model.examination import NEAR_TIE, examine
 from model.runner import Runner
-from model.verify import NEAR_TIE, VerifyConfig, examine, verify
+from model.verify import VerifyConfig, verify
 from service.bundled import sample_pictures
 from service.cli import app
 from service.settings import WorkerSettings
