@@ -38,6 +38,8 @@ def keep_map(
 def as_seen(picture: Image.Image, spec: ImageSpec, size: tuple[int, int]) -> Image.Image:
     """The part of the picture that the tower is shown, by `spec.fit`, as RGB of (width, height)."""
     rgb = picture.convert("RGB")
+    if spec.dynamic is not None:
+        return rgb.resize(size, Image.Resampling.BICUBIC)
     if spec.fit == "pad":
         return ImageOps.pad(rgb, size, Image.Resampling.BICUBIC, color=tuple(spec.pad_color))
     if spec.fit == "crop":

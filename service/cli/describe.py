@@ -172,7 +172,10 @@ class Run:
                 self._paper.token(told)
 
     def _draw(self, picture: NamedPicture, data: bytes, answer: Description) -> None:
-        if self._keep_map is None or answer.token_map is None:
+        if self._keep_map is None:
+            return
+        if answer.token_map is None:
+            self._paper.say(f"{picture.name}: no keep-map, its patches do not form one grid")
             return
         from PIL import Image, ImageOps
 
