@@ -110,6 +110,10 @@ class ImagePool:
     def pids(self) -> list[int]:
         return [child.pid for child in (*self._idle, *self._busy) if child.pid is not None]
 
+    @property
+    def busy(self) -> int:
+        return len(self._busy)
+
     async def prepare(self, data: bytes, spec: ImageSpec) -> PreparedImage:
         check_size(data, self._limits)  # before it waits for a slot
         request = ask(data, spec, self._limits)

@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import AsyncIterator
 
+import httpx
 import pytest
 from PIL import Image
 
@@ -16,8 +17,11 @@ from service.errors import TooLarge, UndecodableImage, UnsupportedMedia
 from service.image_pool import ImagePool
 from service.images import ImageLimits, prepare
 from service.protocol import ImageSpec
-from tests.service.gateway_fixture import eventually
+from tests.service.gateway_fixture import Live, eventually
 from tests.service.pictures import encoded, huge_png, noise
+from tests.service.scripted_worker import ScriptedWorker
+from tests.service.test_describe import PNG64
+from tests.service.test_describe_live import all_events
 
 LIMITS = ImageLimits(max_bytes=20_000_000, max_pixels=50_000_000)
 SPEC = ImageSpec(height=48, width=48, fit="stretch")
@@ -165,3 +169,25 @@ async def test_a_giant_does_not_hold_the_event_loop(pool: ImagePool, giant: byte
         turns += 1
     assert (await decoding).width == 48
     assert turns > 10
+
+
+async def test_pictures_in_decoding_delay_no_stream(live: Live, worker: ScriptedWorker) -> None:
+    """Not by a fast codec but by design: here decoding does not end at all until the stream has."""
+    async with httpx.AsyncClient(base_url=live.url, timeout=60) as client:
+        warm = [client.post("/v1/describe", json={"image": PNG64}) for _ in range(4)]
+        assert {answer.status_code for answer in await asyncio.gather(*warm)} == {200}
+        worker.hold()
+        streaming = asyncio.create_task(all_events(live))
+        await eventually(lambda: len(worker.jobs) == 5)
+        pids = live.gateway.images.pids
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        uploads = [asyncio.create_task(client.post("/v1/describe", json={"image": PNG64})) for _ in pids]
+        await eventually(lambda: live.gateway.images.busy == len(pids))
+        worker.resume()
+        events = await streaming
+        assert [sent.event for sent in events] == 4 * ["token"] + ["done"]
+        assert not any(upload.done() for upload in uploads)
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+        assert {answer.status_code for answer in await asyncio.gather(*uploads)} == {200}
