@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -235,6 +236,23 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Family:
     return write_qwen(tmp_path_factory.mktemp("qwen"), replace(SHAPE, seed=9), tied=True)
 
 
+def flatten_config(base: Path) -> None:
+    """As the Hub has it: the decoder's settings at the top, its rotary ones under their old names."""
+    config = json.loads((base / "config.json").read_text())
+    text = config.pop("text_config")
+    rope = text.pop("rope_parameters")
+    text |= {
+        "rope_theta": rope["rope_theta"],
+        "rope_scaling": {"type": "mrope", "mrope_section": rope["mrope_section"]},
+        "use_sliding_window": False,
+        "sliding_window": 32768,
+    }
+    for name in ("layer_types", "model_type", "dtype"):
+        text.pop(name, None)
+    config["vision_config"]["model_type"] = "qwen2_5_vl"
+    (base / "config.json").write_text(json.dumps(text | config))
+
+
 def test_qwen_reads_every_key_layout(qwen: Family, tmp_path: Path) -> None:
     """The Hub's Qwen2.5-VL-3B has model.layers, visual.blocks and no head of its own."""
     hub = renamed(
@@ -242,6 +260,7 @@ def test_qwen_reads_every_key_layout(qwen: Family, tmp_path: Path) -> None:
         tmp_path / "hub",
         lambda name: name.replace("model.language_model.", "model.").replace("model.visual.", "visual."),
     )
+    flatten_config(hub)
     now = renamed(
         qwen.base_path,
         tmp_path / "now",
