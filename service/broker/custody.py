@@ -117,6 +117,7 @@ class Custody:
 
     def disown(self, job: Job) -> None:
         """Nobody was promised this job, and it may be queued all the same: it is to go."""
+        self._drop(job.id)
         self._disowned.append(job.id)
 
     def _drop(self, job_id: str) -> None:
