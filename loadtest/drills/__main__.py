@@ -13,6 +13,7 @@ import sys
 from loadtest.drills import gateway_faults, redis_faults, version_faults, worker_faults
 from loadtest.drills.drill import DRILLS, run
 
+MAX_LOG_CHARS = 6000
 MODULES = (worker_faults, gateway_faults, redis_faults, version_faults)
 
 
@@ -32,7 +33,9 @@ def play(name: str) -> int:
     verdict = asyncio.run(run(DRILLS[name]))
     print(json.dumps(verdict.line), flush=True)
     if not verdict.passed:
-        print(f"{name} failed: {verdict.faults}\n{verdict.logs}", file=sys.stderr, flush=True)
+        print(
+            f"{name} failed: {verdict.faults}\n{verdict.logs[-MAX_LOG_CHARS:]}", file=sys.stderr, flush=True
+        )
     return int(not verdict.passed)
 
 

@@ -45,16 +45,16 @@ class Refusal:
 
 @dataclass
 class Outcome:
-    """answer: the whole one. error: the code of the error that ended it. check: of a stream."""
+    """where: the job's path. answer: the whole one. error: the code that ended it. check: of a stream."""
 
     prompt: str
     max_tokens: int
     refusals: list[Refusal] = field(default_factory=list)
-    accepted: bool = False
     answer: dict[str, Any] | None = None
     error: str | None = None
     hung: bool = False
     breaks: int = 0
+    where: str | None = None
     check: StreamCheck | None = None
     ended_at: float = 0.0
 
@@ -100,10 +100,9 @@ class Client:
     # --- streamed: from the last event on, wherever it is answered ---
 
     async def _stream(self, outcome: Outcome, check: StreamCheck) -> None:
-        where: str | None = None
         while not check.ended:
             try:
-                where = await self._read_stream(outcome, check, where)
+                await self._read_stream(outcome, check)
             except httpx.TransportError:
                 outcome.breaks += 1
             if not check.ended:
@@ -112,30 +111,30 @@ class Client:
         if check.error is not None:
             outcome.fail(check.error["code"])
 
-    async def _read_stream(self, outcome: Outcome, check: StreamCheck, where: str | None) -> str | None:
+    async def _read_stream(self, outcome: Outcome, check: StreamCheck) -> None:
         base = next(self._turns)
-        if where is None:
+        if outcome.where is None:
             request = self._http.build_request(
                 "POST", base + "/v1/describe", json=_body(outcome, stream=True)
             )
         else:
             headers = {} if check.last_id is None else {"Last-Event-ID": check.last_id}
-            request = self._http.build_request("GET", f"{base}{where}/events", headers=headers)
+            request = self._http.build_request("GET", f"{base}{outcome.where}/events", headers=headers)
         began = time.monotonic()
         response = await self._http.send(request, stream=True)
         try:
             if response.status_code != 200:
                 await response.aread()
                 self._refused(outcome, response, began)
-                return where
-            where = where or self._accept(outcome, response.headers["Content-Location"])
+                return
+            if outcome.where is None:
+                self._accept(outcome, response.headers["Content-Location"])
             async for event, event_id, data in events_of(response.aiter_lines()):
                 if event == "error" and data["error"]["code"] == GOES_ON:
                     outcome.breaks += 1
                     break
                 check.see(event, event_id, data)
                 self.tokens_seen += len(data.get("token_ids", ()))
-            return where
         finally:
             await response.aclose()
 
@@ -153,14 +152,13 @@ class Client:
 
     async def _background(self, outcome: Outcome) -> None:
         headers = {"Prefer": "respond-async", "Idempotency-Key": uuid.uuid4().hex}
-        where: str | None = None
-        while where is None and outcome.error is None:
+        while outcome.where is None and outcome.error is None:
             response = await self._send(outcome, "POST", "/v1/describe", json=_body(outcome), headers=headers)
             if response is not None and response.status_code == 202:
-                where = self._accept(outcome, response.headers["Location"])
+                self._accept(outcome, response.headers["Location"])
         while outcome.answer is None and outcome.error is None:
             await asyncio.sleep(PAUSE_S)
-            response = await self._send(outcome, "GET", where or "")
+            response = await self._send(outcome, "GET", outcome.where or "")
             if response is None or response.status_code != 200:
                 continue
             job = response.json()
@@ -194,10 +192,9 @@ class Client:
         again = response.headers.get("Retry-After")
         outcome.refusals.append(Refusal(response.status_code, code, now - began, again, now))
 
-    def _accept(self, outcome: Outcome, where: str) -> str:
-        outcome.accepted = True
+    def _accept(self, outcome: Outcome, where: str) -> None:
+        outcome.where = where
         self.jobs.append(where.rpartition("/")[2])
-        return where
 
 
 def _body(outcome: Outcome, *, stream: bool = False) -> dict[str, Any]:

@@ -195,9 +195,10 @@ async def accepted_by_a_replica(folder: Path, stages: list[Stage]) -> Report:
     master.kill()
     with contextlib.closing(replica.client()) as copy:
         held = {name.decode().rpartition(":")[2] for name in jobs_in(copy)}
-        report.need(set(client.jobs) <= held, "the replica lacks an accepted job")
-        copy.execute_command("REPLICAOF", "NO", "ONE")
     for task in asked:
         task.cancel()
     await asyncio.gather(*asked, return_exceptions=True)
+    kept = [{"id": job} if job in held else None for job in client.jobs]
+    report.outcomes = [Outcome(job, 0, answer=answer) for job, answer in zip(client.jobs, kept, strict=True)]
+    report.tokens = {job: [] for job in client.jobs}
     return report

@@ -49,6 +49,8 @@ end
 local now = now_ms()
 local claims, count = {}, {redelivered = 0, cancelled = 0, expired = 0, poisoned = 0}
 
+local alone = false
+
 -- True where the job runs now.
 local function admit(entry, id)
   local job = redis.call('HMGET', job_key(id), 'job', 'state', 'attempt', 'seq', 'released', 'cancel', 'deadline')
@@ -74,6 +76,14 @@ local function admit(entry, id)
     redis.call('XADD', DEAD, 'MAXLEN', '~', MAX_DEAD, '*', 'id', id, 'attempt', attempt, 'reason', 'delivery_limit')
     fail(id, entry, attempt, seq, 'delivery_limit', 'server_error', 'The request failed on every worker that tried it.')
     return false
+  end
+  if failed > 0 and failed + 1 >= max_deliveries then
+    -- Its last chance. Of several such jobs one may kill the worker, and the others would end with it.
+    if alone then
+      offer(entry, id)
+      return false
+    end
+    alone = true
   end
   if attempt > 0 then count.redelivered = count.redelivered + 1 end
   redis.call('HSET', job_key(id), 'state', 'running', 'attempt', attempt + 1, 'run', run)

@@ -12,7 +12,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import time
+import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -82,6 +84,9 @@ class Custody:
         self._held_bytes = 0
         self._disowned: list[str] = []
         self._missing_since: dict[str, float] = {}
+        self._name = uuid.uuid4().hex
+        self._data: bytes | None = None  # the name of the data that was there at the last look
+        self._lost_at = -math.inf
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -102,8 +107,8 @@ class Custody:
             self._held[job.id] = held
             self._held_bytes += held.size_bytes
 
-    def holds(self, job_id: str) -> bool:
-        return job_id in self._held
+    def held(self, job_id: str) -> Held | None:
+        return self._held.get(job_id)
 
     def see(self, job_id: str, event: Event) -> None:
         """An event that was read; the same one may come again."""
@@ -117,8 +122,13 @@ class Custody:
 
     def disown(self, job: Job) -> None:
         """Nobody was promised this job, and it may be queued all the same: it is to go."""
-        self._drop(job.id)
-        self._disowned.append(job.id)
+        if job.id not in self._held:
+            self._disowned.append(job.id)
+
+    def reclaim(self, job: Job) -> None:
+        """It is being submitted again."""
+        if job.id in self._disowned:
+            self._disowned.remove(job.id)
 
     def _drop(self, job_id: str) -> None:
         held = self._held.pop(job_id, None)
@@ -143,14 +153,27 @@ class Custody:
             self._drop(job_id)
         wanted = iter(dict.fromkeys([*self._held, *self._awaited()]))
         missing: dict[str, float] = {}
+        await self._survey()
         while batch := list(itertools.islice(wanted, _BATCH)):
-            for job_id, known in zip(batch, await self._call("survey", *batch), strict=True):
+            for job_id, known in zip(batch, await self._survey(*batch), strict=True):
                 if await self._is_missing(job_id, known):
                     missing[job_id] = self._missing_since.get(job_id, now)
         for job_id, since in missing.items():
             if now - since >= LOST_AFTER_S:
                 self._lost(job_id)
         self._missing_since = missing
+
+    async def data_was_lost(self) -> bool:
+        """Just now: what is missing may still be put back, here or by another gateway."""
+        await self._survey()
+        return self._clock() - self._lost_at < LOST_AFTER_S
+
+    async def _survey(self, *job_ids: str) -> list[Any]:
+        data, *answers = await self._call("survey", self._name, *job_ids)
+        if self._data is not None and data != self._data:
+            self._lost_at = self._clock()
+        self._data = data
+        return answers
 
     async def _is_missing(self, job_id: str, known: list[Any]) -> bool:
         """known: of survey.lua. Puts it back where that can be done."""
@@ -168,9 +191,10 @@ class Custody:
             log.warning("job put back", extra={"job_id": held.job.id, "events": len(held.events)})
 
     async def _withdraw_disowned(self) -> None:
-        while self._disowned:
-            await self._call("withdraw", self._disowned[-1])
-            self._disowned.pop()
+        for job_id in list(self._disowned):
+            await self._call("withdraw", job_id)
+            if job_id in self._disowned:
+                self._disowned.remove(job_id)
 
 
 def key_and_fingerprint(idempotency: Idempotency | None) -> tuple[str, str]:

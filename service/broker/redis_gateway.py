@@ -108,6 +108,7 @@ class RedisGatewayBroker:
     async def submit(
         self, job: Job, blobs: Mapping[str, bytes], idempotency: Idempotency | None = None
     ) -> bool:
+        self._custody.reclaim(job)
         try:
             added = await self._submit(job, blobs, idempotency)
         except _TooFewReplicas:
@@ -156,8 +157,12 @@ class RedisGatewayBroker:
     async def events(self, job_id: str, after: str | None = None) -> AsyncGenerator[Event, None]:
         cursor = (0, 0) if after is None else parse_event_id(after)
         with self._reader.waiting(job_id, cursor) as waiter:
-            if await self._is_over(job_id, cursor):
-                return
+            try:
+                if await self._is_over(job_id, cursor):
+                    return
+            except BrokerUnavailable:
+                if self._custody.held(job_id) is None:
+                    raise  # else the reader finds the server again, and custody the job
             while True:
                 event = await waiter.next()
                 yield event
@@ -178,7 +183,7 @@ class RedisGatewayBroker:
             pipe.time()
             (job, state, attempt, seq, cancel, terminal, deadline), clock = await pipe.execute()
         if state is None:
-            return None
+            return await self._missing(job_id)
         left_s = int(deadline) / 1000 - clock[0] - clock[1] / 1e6 if deadline else None
         with _readable(job_id):
             ended = Event.decode(terminal) if terminal else None
@@ -217,11 +222,21 @@ class RedisGatewayBroker:
                 if isinstance(reply, Exception) and not without_memory(reply):
                     raise reply
         state, seq = fields
-        if state is None and self._custody.holds(job_id):
-            return False
         if state is None:
+            if self._custody.held(job_id) or await self._custody.data_was_lost():
+                return False  # it is put back, or custody says that it is lost
             raise JobNotFound(job_id)
         return state.decode() in TERMINAL and int(seq) <= cursor[1]
+
+    async def _missing(self, job_id: str) -> JobStatus | None:
+        """None where the job is not known; one that a server has just lost is, or may be, on its way back."""
+        held = self._custody.held(job_id)
+        if held is not None:
+            attempt = held.events[-1].attempt if held.events else 0
+            return JobStatus(held.job, "queued", attempt, len(held.events), False, None)
+        if await self._custody.data_was_lost():
+            raise BrokerUnavailable("the server lost its data: jobs may still be put back")
+        return None
 
     def _awaited(self) -> list[str]:
         return self._reader.awaited()

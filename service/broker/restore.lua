@@ -14,6 +14,7 @@ if job[1] then
   keep_job(id, job[5])
 else
   enqueue(id, ARGV[7], ARGV[8], ARGV[9], ARGV[10], attempt, seq, 15, events_from - 1)
+  redis.call('HSET', job_key(id), 'run', run)
 end
 redis.call('DEL', events_key(id))
 for i = events_from, #ARGV - 1, 2 do redis.call('XADD', events_key(id), ARGV[i], 'e', ARGV[i + 1]) end

@@ -151,6 +151,24 @@ async def test_a_job_that_kills_its_workers_goes_to_the_dead_letters(
     assert (await gateway.queue_stats()).dead == 1
 
 
+async def test_of_several_last_chances_one_is_taken_at_a_time(
+    gateway: RedisGatewayBroker, new_worker: WorkerFactory
+):
+    """Held by one worker, they all ended at the delivery limit with the one that killed it."""
+    jobs = {job.id for job in (make_job(), make_job(), make_job())}
+    for job_id in jobs:
+        await gateway.submit(make_job(id=job_id), {})
+    assert len(new_worker(max_deliveries=2).claim(4).claims) == 3
+    worker = new_worker(lease_s=0.0, max_deliveries=2)
+    other = new_worker(lease_s=60, max_deliveries=2)
+    (first,) = worker.claim(4).claims
+    assert first.last_chance
+    (second,) = other.claim(4).claims
+    (third,) = other.claim(4).claims
+    assert {claim.job.id for claim in (first, second, third)} == jobs
+    assert {claim.lease.attempt for claim in (first, second, third)} == {2}
+
+
 async def test_a_released_job_is_taken_at_once_and_does_not_count_as_failed(
     gateway: RedisGatewayBroker, new_worker: WorkerFactory
 ):
@@ -236,7 +254,12 @@ async def test_a_server_that_is_gone_is_said_quickly_and_found_again():
         following = asyncio.create_task(anext(events))
         server.stop(keep=True)
         begin = time.monotonic()
-        for call in (gateway.ping(), gateway.submit(job, {}), gateway.workers(), gateway.queue_stats()):
+        for call in (
+            gateway.ping(),
+            gateway.submit(make_job(), {}),
+            gateway.workers(),
+            gateway.queue_stats(),
+        ):
             with pytest.raises(BrokerUnavailable):
                 await call
         for sync_call in (

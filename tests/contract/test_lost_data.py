@@ -113,9 +113,9 @@ async def test_custody_leaves_alone_what_goes_on(gateway: RedisGatewayBroker, wo
     lease = claim_one(worker).lease
     assert lease.attempt == 2
     worker.finish(lease, [signed(lease, done(2, 2))])
-    assert gateway._custody.holds(job.id)
+    assert gateway._custody.held(job.id)
     await gateway._custody.check()
-    assert not gateway._custody.holds(job.id)
+    assert not gateway._custody.held(job.id)
 
 
 async def test_forgotten_events_are_asked_for_again(gateway: RedisGatewayBroker, worker: RedisWorkerBroker):
@@ -196,6 +196,14 @@ async def test_a_lost_job_comes_back_whole():
         await gateway.submit(job, {"ab": b"raw"}, Idempotency("key", "print"))
         server.stop(keep=True)
         server.start()
+        gateway._custody._held[job.id].events.append(Event(seq=1, attempt=1, type="started", run="a"))
+        for _ in range(3):  # once it is back, it is left where it is
+            with contextlib.suppress(BrokerUnavailable):
+                await gateway._custody.check()
+        assert await gateway._client.xlen(gateway._keys.jobs) == 1
+        status = await gateway.status(job.id)
+        assert status is not None
+        assert (status.state, status.attempt, status.last_seq) == ("queued", 1, 1)
         holder = None
         async with asyncio.timeout(20):
             while holder is None:
@@ -208,8 +216,8 @@ async def test_a_lost_job_comes_back_whole():
         assert claim.expires_at is not None
         assert 30 < claim.expires_at - time.monotonic() < 90
         assert worker.blobs(["ab"]) == [b"raw"]
-        worker.finish(claim.lease, [done(1, 1)])
-        assert len(await collect(gateway, job.id)) == 1
+        worker.finish(claim.lease, [done(2, 2)])
+        assert len(await collect(gateway, job.id)) == 2
 
 
 async def test_another_gateways_reader_waits_for_the_job_to_come_back_and_is_told_if_it_does_not():
@@ -228,12 +236,31 @@ async def test_another_gateways_reader_waits_for_the_job_to_come_back_and_is_tol
         await other.close()
 
 
+async def test_a_job_another_gateway_puts_back_is_not_unknown_meanwhile():
+    """Its status was 404 until then: the client that polled it gave it up."""
+    async with own_server() as (server, gateway, _):
+        other = RedisGatewayBroker(gateway._settings)
+        assert await other.status("unknown") is None
+        job = make_job()
+        await gateway.submit(job, {})
+        await gateway._custody.stop()
+        server.stop(keep=True)
+        server.start()
+        with pytest.raises(BrokerUnavailable):
+            await other.status(job.id)
+        with contextlib.suppress(BrokerUnavailable):
+            await gateway._custody.check()
+        await gateway._custody.check()
+        assert await other.status(job.id) == await gateway.status(job.id)
+        await other.close()
+
+
 async def test_a_submit_whose_fate_is_unknown_is_withdrawn(
     gateway: RedisGatewayBroker, worker: RedisWorkerBroker
 ):
     """Its client got a 503 and asks again: the first job must not be computed for nobody."""
     job = make_job()
-    await gateway.submit(job, {}, Idempotency("key", "print"))
+    await gateway._submit(job, {}, Idempotency("key", "print"))  # whose reply never came
     lease = claim_one(worker).lease
     gateway._custody.disown(job)
     await gateway._custody.check()
@@ -242,6 +269,15 @@ async def test_a_submit_whose_fate_is_unknown_is_withdrawn(
     assert (await gateway.queue_stats()).pending == 0
     with pytest.raises(Fenced):
         worker.publish(lease, [token(1, 1, 7)])
+
+
+async def test_a_job_submitted_again_is_not_withdrawn(gateway: RedisGatewayBroker):
+    job = make_job()
+    await gateway._submit(job, {}, None)
+    gateway._custody.disown(job)
+    assert not await gateway.submit(job, {})
+    await gateway._custody.check()
+    assert await gateway.status(job.id) is not None
 
 
 # --- a full server --------------------------------------------------------------------------------------

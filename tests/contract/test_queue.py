@@ -189,5 +189,5 @@ async def test_every_key_is_on_the_shard_and_expires(
     ours = [key async for key in client.scan_iter(match=b"*" + redis_settings.shard.encode() + b"*")]
     assert all(key.startswith(tag) for key in ours)
     expiring = {key for key in ours if await client.ttl(key) > 0}
-    assert set(ours) - expiring <= {tag + b"jobs", tag + b"wake"}
+    assert set(ours) - expiring <= {tag + b"jobs", tag + b"wake", tag + b"generation"}
     assert await client.xlen(tag + b"jobs") == 0
