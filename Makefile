@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # torch's CPU build where there is no NVIDIA GPU; with one, pip chooses.
 CONSTRAINT := $(if $(shell command -v nvidia-smi 2>/dev/null),,-c constraints.txt)
 
-.PHONY: install serve test fuzz check fmt bench data train image docs loadtest cluster-drill dashboards
+.PHONY: install serve test fuzz check fmt bench data train image docs loadtest drills cluster-drill dashboards
 
 install: $(VENV)/.installed
 
@@ -62,6 +62,9 @@ image:               ## gateway and CPU worker images, with buildah, podman or d
 
 loadtest: install    ## two minutes of load against `twigserve serve`; ARGS="--scenario ramp --url http://…"
 	$(BIN)/python -m loadtest $(ARGS)
+
+drills: install      ## the service broken in every way we know, one JSON line each; ARGS="kill_gateway --list"
+	$(BIN)/python -m loadtest.drills $(ARGS)
 
 cluster-drill: install ## several hosts on one machine, rolled and cut under load; needs root. ARGS="--engine embedded"
 	$(BIN)/python -m loadtest.cluster $(ARGS)

@@ -29,7 +29,7 @@ async def kill_gateway(folder: Path, stages: list[Stage]) -> Report:
     return report
 
 
-@drill(quick=True)
+@drill()
 async def drain_worker(folder: Path, stages: list[Stage]) -> Report:
     """SIGTERM to one of two workers under load; what it cannot finish in time the other one does."""
     stage = await service(folder, stages, workers=1)

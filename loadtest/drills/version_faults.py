@@ -12,7 +12,7 @@ from loadtest.drills.stage import Stage
 from loadtest.drills.worker_faults import SHARE, mixed, streams
 
 
-@drill(quick=True)
+@drill()
 async def clock_skew(folder: Path, stages: list[Stage]) -> Report:
     """Gateways and workers whose wall clocks are hours apart: no job expires early, none waits for ever."""
     server = plain_redis(folder)

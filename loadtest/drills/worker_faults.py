@@ -61,7 +61,7 @@ async def kill_worker_plain(folder: Path, stages: list[Stage]) -> Report:
     return Report(await asyncio.gather(*asked))
 
 
-@drill(quick=True)
+@drill()
 async def kill_worker_streaming(folder: Path, stages: list[Stage]) -> Report:
     """kill -9 of one of two workers in the middle of its streams."""
     stage = await service(folder, stages)

@@ -220,19 +220,20 @@ async def test_a_lost_job_comes_back_whole():
         assert len(await collect(gateway, job.id)) == 2
 
 
-async def test_another_gateways_reader_waits_for_the_job_to_come_back_and_is_told_if_it_does_not():
-    async with own_server() as (server, gateway, _):
+async def test_another_gateways_reader_is_told_when_nobody_puts_the_job_back():
+    async with own_server() as (server, gateway, worker):
         other = RedisGatewayBroker(gateway._settings)
         await other.start()
         job = make_job()
         await gateway.submit(job, {})
-        following = asyncio.create_task(collect(other, job.id))
-        await asyncio.sleep(0.1)  # it reads
-        await gateway.close()  # and with it go its holdings
-        server.stop(keep=True)
-        server.start()
-        with pytest.raises(JobNotFound):
-            await following
+        worker.publish(claim_one(worker).lease, [token(1, 1, 7)])
+        async with contextlib.aclosing(other.events(job.id)) as events:
+            assert (await anext(events)).seq == 1  # it reads
+            await gateway.close()  # and with it go its holdings
+            server.stop(keep=True)
+            server.start()
+            with pytest.raises(JobNotFound):
+                await anext(events)
         await other.close()
 
 
