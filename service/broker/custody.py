@@ -169,7 +169,8 @@ class Custody:
         return self._clock() - self._lost_at < LOST_AFTER_S
 
     async def _survey(self, *job_ids: str) -> list[Any]:
-        data, *answers = await self._call("survey", self._name, *job_ids)
+        reply: list[Any] = await self._call("survey", self._name, *job_ids)
+        data, answers = reply[0], reply[1:]
         if self._data is not None and data != self._data:
             self._lost_at = self._clock()
         self._data = data
