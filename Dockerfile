@@ -29,7 +29,8 @@ RUN pip install --no-deps . && pip uninstall --yes setuptools pip
 # uvloop's wheel carries 12 MB of debug symbols. (Not so Pillow's libraries, which strip would break.) And no code
 # is ever highlighted here, so what highlights it need not be compiled.
 # hadolint ignore=DL3008
-RUN apt-get update && apt-get install -y --no-install-recommends binutils \
+RUN mkdir -p /var/cache/apt/archives/partial \
+ && apt-get update && apt-get install -y --no-install-recommends binutils \
  && find /opt/twigserve -path '*/uvloop/*.so' -exec strip --strip-unneeded {} + \
  && find /opt/twigserve -path '*/pygments/*' -name '*.pyc' -delete \
  && rm -rf /var/lib/apt/lists/*
