@@ -153,7 +153,8 @@ class Custody:
             self._drop(job_id)
         wanted = iter(dict.fromkeys([*self._held, *self._awaited()]))
         missing: dict[str, float] = {}
-        await self._survey()
+        if self._data is None:
+            await self._survey()
         while batch := list(itertools.islice(wanted, _BATCH)):
             for job_id, known in zip(batch, await self._survey(*batch), strict=True):
                 if await self._is_missing(job_id, known):
