@@ -35,9 +35,9 @@ fmt: install
 bench: install       ## our engine against transformers' generate, on the embedded model
 	$(BIN)/twigserve bench --json
 
-ICON_SETS := noto twemoji fluent-emoji-flat openmoji
+ICON_SETS := noto twemoji fluent-emoji-flat openmoji emojione
 
-data/sprites.npy:    # the scene art: four open emoji sets, rendered
+data/sprites.npy:    # the scene art: five open emoji sets, rendered
 	$(MAKE) install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINT) -e '.[train]'
 	for set in $(ICON_SETS); do \

@@ -1,7 +1,7 @@
-"""Sprites: the open emoji art of `words.NOUNS`, rendered once from its SVG sources into one array file.
+"""Sprites: the open emoji art of `words.NOUNS`, rendered once from its SVG sources into array files.
 
-Source: the iconify JSON packages of four sets (noto, twemoji, fluent-emoji-flat, openmoji) from npm.
-Needs resvg only while rendering; composing scenes reads the array.
+Source: the iconify JSON packages of five sets from npm: the four that training draws with, and one that only
+evaluations do. Needs resvg only while rendering; composing scenes reads the arrays.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.scenes.words import ICON_OF, NOUNS, STYLES
+from model.scenes.words import ICON_OF, NOUNS, STYLES, UNSEEN_STYLE
 
 SPRITE_PX = 96
 Sprites = NDArray[np.uint8]  # [nouns, styles, SPRITE_PX, SPRITE_PX, 4] RGBA
@@ -46,15 +46,28 @@ def _render(svg: str) -> Image.Image:
     return square
 
 
+def _render_set(icons_dir: Path, style: str, partial: bool) -> Sprites:
+    """[nouns, 1, ...]; in a `partial` set what is missing stays transparent."""
+    sprites = np.zeros((len(NOUNS), 1, SPRITE_PX, SPRITE_PX, 4), np.uint8)
+    icon_set = json.loads((icons_dir / style / "icons.json").read_text())
+    for number, noun in enumerate(NOUNS):
+        name = ICON_OF.get(noun, noun)
+        if partial and name not in icon_set["icons"] and name not in icon_set["aliases"]:
+            continue
+        sprites[number, 0] = np.asarray(_render(_icon_svg(icon_set, name)))
+    return sprites
+
+
+def unseen_path(sprites: Path) -> Path:
+    """Where the art that no training run sees lies, beside the other."""
+    return sprites.with_stem(sprites.stem + "-unseen")
+
+
 def render_sprites(icons_dir: Path, out: Path) -> None:
     """Renders every noun in every style; `icons_dir` holds the npm packages' folders, one a set."""
-    sprites = np.zeros((len(NOUNS), len(STYLES), SPRITE_PX, SPRITE_PX, 4), np.uint8)
-    for s, style in enumerate(STYLES):
-        icon_set = json.loads((icons_dir / style / "icons.json").read_text())
-        for n, noun in enumerate(NOUNS):
-            sprites[n, s] = np.asarray(_render(_icon_svg(icon_set, ICON_OF.get(noun, noun))))
     out.parent.mkdir(parents=True, exist_ok=True)
-    np.save(out, sprites)
+    np.save(out, np.concatenate([_render_set(icons_dir, style, partial=False) for style in STYLES], 1))
+    np.save(unseen_path(out), _render_set(icons_dir, UNSEEN_STYLE, partial=True))
 
 
 def load_sprites(path: Path) -> Sprites:
@@ -62,6 +75,13 @@ def load_sprites(path: Path) -> Sprites:
         raise FileNotFoundError(f"{path} is missing: run `make data` to render the scene art")
     sprites: Sprites = np.load(path, mmap_mode="r")
     return sprites
+
+
+def load_unseen(path: Path) -> tuple[Sprites, list[str]]:
+    """The unseen style in the shape of `load_sprites` (every style is this one), and the nouns it has."""
+    art = load_sprites(unseen_path(path))
+    nouns = [noun for number, noun in enumerate(NOUNS) if art[number, 0, ..., 3].any()]
+    return np.broadcast_to(art, (len(NOUNS), len(STYLES), *art.shape[2:])), nouns
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ The same seed gives the same scene everywhere. Seeds below TRAIN_SEEDS are never
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,14 +58,14 @@ class PatchLabels:
     size: NDArray[np.int64]
 
 
-def random_scene(rng: np.random.Generator, max_objects: int = 6) -> Scene:
+def random_scene(rng: np.random.Generator, max_objects: int = 6, among: Sequence[str] = NOUNS) -> Scene:
     count = int(rng.integers(1, max_objects + 1))
     cells = sorted(rng.choice(9, size=count, replace=False).tolist())
-    nouns = rng.choice(len(NOUNS), size=count, replace=False)
+    nouns = rng.choice(len(among), size=count, replace=False)
     if count > 1 and rng.random() < 0.35:  # something to count: some cells share a noun
         nouns[: rng.integers(2, min(count, 4) + 1)] = nouns[0]
         rng.shuffle(nouns)
-    objects = tuple(_random_object(rng, NOUNS[n], cell) for n, cell in zip(nouns, cells, strict=True))
+    objects = tuple(_random_object(rng, among[n], cell) for n, cell in zip(nouns, cells, strict=True))
     return Scene(objects, COLOR_NAMES[rng.integers(len(COLOR_NAMES))], PATTERNS[rng.integers(len(PATTERNS))])
 
 

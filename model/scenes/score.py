@@ -48,4 +48,9 @@ def score_description(scene: Scene, text: str) -> DescriptionScore:
 
 
 def same_answer(said: str, truth: str) -> bool:
-    return said.strip().lower() == truth.strip().lower()
+    """Equal but for case, punctuation and articles, as VQA's metric has it."""
+    return _bare(said) == _bare(truth)
+
+
+def _bare(answer: str) -> list[str]:
+    return [word for word in re.findall(r"[\w']+", answer.casefold()) if word not in ("a", "an", "the")]

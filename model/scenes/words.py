@@ -40,6 +40,7 @@ _PLURALS = {"deer": "deer", "fish": "fish", "sheep": "sheep", "shrimp": "shrimp"
 PLACES = ("top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right")
 SIZES = ("small", "large")
 STYLES = ("noto", "twemoji", "fluent-emoji-flat", "openmoji")
+UNSEEN_STYLE = "emojione"  # drawn in evaluations alone; it lacks some of the nouns
 PATTERNS = ("plain", "striped", "dotted", "checkered", "shaded")
 # Two tones a colour: the ground and the pattern drawn on it.
 COLORS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {

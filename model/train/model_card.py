@@ -28,8 +28,8 @@ one question a scene, by `twigserve evaluate`:
 
 {table}
 
-`describe_recall`: objects named of those there. `describe_precision`: of those named. `describe_place`,
-`describe_size`: told in the right place and size. Questions count only if the whole sentence is right.
+A description's score is the mean of its parts: objects named of those there (recall) and of those said
+(precision), told in the right place, in the right size. Questions count only if the whole answer is right.
 RelAcc is the mean over tasks of pruned divided by unpruned; acceptance is of drafted tokens.
 
 ## Data and training
@@ -47,14 +47,18 @@ twigserve train twig   # K={fork}, T={twig}, F={drop}; R-bar {retained} unless a
 
 
 def _table(results: list[dict[str, Any]]) -> str:
-    tasks = list(results[0]["tasks"])
     head = ["task", *(f"{r['method']} R̄={r['retained_tokens']}" for r in results)]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    lines += [
-        f"| {task} | " + " | ".join(f"{r['tasks'][task]:.3f}" for r in results) + " |" for task in tasks
-    ]
-    for name in ("rel_acc", "acceptance"):
-        lines.append(f"| **{name}** | " + " | ".join(f"{r[name]:.3f}" for r in results) + " |")
+
+    def line(name: str, scores: list[float]) -> None:
+        lines.append(f"| {name} | " + " | ".join(f"{score:.3f}" for score in scores) + " |")
+
+    for task in results[0]["tasks"]:
+        line(task, [r["tasks"][task] for r in results])
+    for part in results[0]["description"]:
+        line(f"describe: {part}", [r["description"][part] for r in results])
+    line("**RelAcc**", [r["rel_acc"] for r in results])
+    line("**acceptance**", [r["acceptance"] for r in results])
     return "\n".join(lines)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from service.cli import describe, doctor, keys, local, models, probes, serving
+from service.cli import describe, doctor, evaluating, keys, local, models, probes, serving
 
 app = typer.Typer(
     name="twigserve",
@@ -17,9 +17,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     epilog="Completion for this shell: twigserve --install-completion.",
 )
-for command in (serving.serve, serving.gateway, serving.worker, local.bench, local.evaluate, doctor.doctor):
+for command in (serving.serve, serving.gateway, serving.worker, local.bench, doctor.doctor):
     app.command()(command)
 app.command()(local.verify)
+app.command()(evaluating.evaluate)
 app.command(epilog=describe.EPILOG)(describe.describe)
 app.command()(models.fetch)
 

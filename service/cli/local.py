@@ -1,4 +1,4 @@
-"""The commands that run a model here, without any service: bench, verify, evaluate, train."""
+"""The commands that run a model here, without any service: bench, verify, train."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from service.cli.evaluating import Art
 from service.cli.options import (
     Device,
     DropLayer,
@@ -120,47 +121,8 @@ def verify(
     raise typer.Exit(0 if verdict["ok"] else 1)
 
 
-Art = Annotated[Path, typer.Option(help="The rendered scene art that `make data` writes.")]
 Runs = Annotated[Path, typer.Option(help="Checkpoints and caches; a run resumes from what is here.")]
 Out = Annotated[Path | None, typer.Option(help="Where the weights go; the package's own folder by default.")]
-
-
-def evaluate(
-    sprites: Art = Path("data/sprites.npy"),
-    scenes: Annotated[int, typer.Option(min=1, help="Held-out scenes; two items each.")] = 150,
-    retained_tokens: Annotated[
-        list[int] | None, typer.Option(help="Budgets beside the unpruned model; repeatable.")
-    ] = None,
-    vlm: Vlm = None,
-    twig: Twig = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    threads: Threads = None,
-    model_card: Annotated[Path | None, typer.Option(help="Writes the embedded model's card here.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object last.")] = False,
-) -> None:
-    """How well a checkpoint sees held-out scenes, unpruned and at each budget."""
-    with plain_errors():
-        said = given(vlm=vlm, twig=twig, device=device, dtype=dtype, threads=threads)
-        from tqdm import tqdm
-
-        from model.evaluate import evaluate as run
-        from model.evaluate import held_out_items, print_table
-        from service.worker import load_engine
-
-        engine = load_engine(WorkerSettings(**said))
-        budgets = retained_tokens or [192, 128, 64]
-        items = held_out_items(sprites, scenes)
-        with tqdm(total=len(items) * (1 + len(budgets)), unit="item", disable=None) as bar:
-            results = run(engine, items, budgets, bar.update)
-    print_table(results)
-    if model_card:
-        from model.train.model_card import write_card
-
-        write_card(model_card, len(items), results)
-    if as_json:
-        report = {"checkpoint": engine.card.model_id, "items": len(items), "results": results}
-        typer.echo(json.dumps(report))
 
 
 def train_base(sprites: Art = Path("data/sprites.npy"), runs: Runs = Path("runs"), out: Out = None) -> None:

@@ -1,0 +1,53 @@
+"""Marks of a run: one score a task, descriptions by what they name, where and how large."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from model.evaluate.items import Item
+from model.request import Result
+from model.scenes.score import DescriptionScore, same_answer, score_description
+
+Marks = dict[str, float]
+
+
+def task_scores(items: Sequence[Item], results: Sequence[Result]) -> Marks:
+    """Task -> share right. A description's score is the mean of its parts (see `description_parts`)."""
+    answered: defaultdict[str, list[bool]] = defaultdict(list)
+    for item, result in zip(items, results, strict=True):
+        if not _is_scene_description(item):
+            answered[item.turn.task].append(same_answer(result.text, item.turn.answer))
+    tasks = {task: _ratio(sum(marks), len(marks)) for task, marks in sorted(answered.items())}
+    parts = description_parts(items, results)
+    return {"describe": round(sum(parts.values()) / len(parts), 4)} | tasks if parts else tasks
+
+
+def description_parts(items: Sequence[Item], results: Sequence[Result]) -> Marks:
+    """recall, precision: of objects named. place: of the named. size: of the placed. {} without scenes."""
+    scores = [
+        score_description(item.scene, result.text)
+        for item, result in zip(items, results, strict=True)
+        if item.scene is not None and _is_scene_description(item)
+    ]
+    return _parts(scores) if scores else {}
+
+
+def _is_scene_description(item: Item) -> bool:
+    return item.scene is not None and item.turn.task == "describe"
+
+
+def _parts(scores: list[DescriptionScore]) -> Marks:
+    def total(name: str) -> int:
+        return sum(getattr(score, name) for score in scores)
+
+    return {
+        "recall": _ratio(total("named"), total("objects")),
+        "precision": _ratio(total("named"), total("said")),
+        "place": _ratio(total("placed"), total("named")),
+        "size": _ratio(total("sized"), total("placed")),
+    }
+
+
+def _ratio(part: float, whole: float) -> float:
+    return round(part / whole, 4) if whole else 0.0
