@@ -1,4 +1,4 @@
-"""Who decides which visual tokens stay: one function a method, from what a prompt can show to scores. No torch.
+"""Who decides which visual tokens stay: a function a method, from what a prompt can show to scores. No torch.
 
 The twig's is the method (TTP); the others are what it is measured against at the same budget, chosen per
 engine by `EngineConfig.scorer`. Invariant: a scorer sees the unpruned prompt and returns one number a visual

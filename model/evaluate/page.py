@@ -25,11 +25,12 @@ What the embedded model keeps of its accuracy when visual tokens go. Written by
 twigserve evaluate --scenes {scenes} --page {path}
 ```
 
-on *ScenesBench* (`model/evaluate/items.py`): one description and one question a scene, {items} items a row.
-Seeds {test} are the test split, {validation} validation; training draws from seeds of a million and above.
-A task's score is the share of right answers, a description's the mean of its parts: objects named of those there
-(recall) and of those said (precision), in the right place, in the right size. RelAcc is the mean over tasks of
-pruned divided by unpruned. R̄ is the average number of visual tokens over all layers, of {image_tokens}.
+on *ScenesBench* (`model/evaluate/items.py`): a description and a question each scene, {items} items a row.
+Seeds {test} are the test split, {validation} validation; training draws from a million on.
+A task's score is the share of right answers, a description's the mean of its parts: objects named of those
+there (recall) and of those said (precision), in the right place, in the right size. RelAcc is the mean over
+tasks of pruned divided by unpruned. R̄ is the average number of visual tokens over all layers, of
+{image_tokens}.
 
 ![RelAcc by budget](accuracy.png)
 
@@ -49,8 +50,8 @@ The test seeds drawn with emojione, as far as it has the nouns.
 
 ## What speculation accepts
 
-{drafting_items} descriptions; θ is the probability under which drafting stops, γ the most drafts a round. The text
-is the pruned model's own at every setting.
+{drafting_items} descriptions; θ is the probability under which drafting stops, γ the most drafts a round. The
+text is the pruned model's own at every setting.
 
 {drafting}
 """

@@ -75,7 +75,7 @@ def evaluate_methods(
     budgets: Sequence[int],
     tick: Tick = lambda _: None,
 ) -> list[Entry]:
-    """The unpruned model first, then each method at each budget R-bar; entries as the design's JSON has them."""
+    """The unpruned model first, then each method at each budget R-bar."""
     engine = loader.engine()
     unpruned = evaluate(engine, items, NONE, engine.card.image_tokens, tick)
     entries = [unpruned]
