@@ -29,6 +29,7 @@ class Packed:
     visual_index: torch.Tensor  # [B, V] index of the visual token, 0..M-1
     target_at: torch.Tensor  # [A] flat indices whose next token is an answer token
     target: torch.Tensor  # [A] that next token
+    turn: torch.Tensor  # [A] ascending number of the turn, over the batch, that it answers
 
 
 class Packer:
@@ -48,17 +49,18 @@ class Packer:
         length = max(len(row[0]) for row in rows)
         ids = torch.zeros(len(rows), length, dtype=torch.long)
         positions, segments = torch.zeros_like(ids), torch.full_like(ids, PAD_SEGMENT)
-        target_at, target = [], []
+        target_at, target, turn = [], [], []
         for b, (row_ids, row_positions, row_segments, answers) in enumerate(rows):
             ids[b, : len(row_ids)] = torch.tensor(row_ids)
             positions[b, : len(row_ids)] = torch.tensor(row_positions)
             segments[b, : len(row_ids)] = torch.tensor(row_segments)
             target_at += [b * length + at - 1 for at in answers]
             target += [row_ids[at] for at in answers]
+            turn += [(b, row_segments[at]) for at in answers]
         start = len(self.head)
         visual_at = torch.arange(start, start + len(visual[0])).expand(len(rows), -1)
         return Packed(ids, positions, _mask(segments), visual_at, torch.as_tensor(np.stack(visual)),
-                      torch.tensor(target_at), torch.tensor(target))  # fmt: skip
+                      torch.tensor(target_at), torch.tensor(target), _numbered(turn))  # fmt: skip
 
     def _row(self, turns: list[Turn], kept: np.ndarray) -> tuple[list[int], list[int], list[int], list[int]]:
         start = len(self.head)
@@ -74,6 +76,11 @@ class Packer:
             positions += range(first, first + len(ask) + len(answer))
             segments += [number] * (len(ask) + len(answer))
         return ids, positions, segments, answers
+
+
+def _numbered(turns: list[tuple[int, int]]) -> torch.Tensor:
+    numbers = {turn: number for number, turn in enumerate(dict.fromkeys(turns))}
+    return torch.tensor([numbers[turn] for turn in turns])
 
 
 def _mask(segments: torch.Tensor) -> torch.Tensor:

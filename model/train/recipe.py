@@ -75,7 +75,9 @@ def train_twig(paths: Paths, tick: Tick = lambda _: None) -> None:
     tokenizer = AutoTokenizer.from_pretrained(paths.base)
     tower = CLIPVisionModel(TOWER_CONFIG)
     tower.load_state_dict(vlm.model.vision_tower.state_dict())
-    run = TwigRun(paths.runs, vlm, _pool(paths, tower.eval(), tick), tokenizer, FORK_LAYER, TWIG_LAYERS)
+    run = TwigRun(
+        paths.runs, vlm, _pool(paths, tower.eval(), tick), tokenizer, FORK_LAYER, TWIG_LAYERS, DROP_LAYER
+    )
     run.train()
     config = TwigConfig(
         fork_layer=FORK_LAYER,

@@ -137,7 +137,7 @@ def test_base_and_twig_train_and_load_unmodified(
     ]
     prompt = processor.apply_chat_template(message, add_generation_prompt=True)
     assert prompt == "USER: <image>\nDescribe the image. ASSISTANT:"
-    twig = TwigRun(tmp_path, vlm, pool, tokenizer, fork_layer=1, twig_layers=2)
+    twig = TwigRun(tmp_path, vlm, pool, tokenizer, fork_layer=1, twig_layers=2, drop_layer=12)
     frozen = {name: weight.clone() for name, weight in vlm.state_dict().items()}
     twig.train()
     assert all(torch.equal(weight, frozen[name]) for name, weight in vlm.state_dict().items())
