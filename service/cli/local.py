@@ -13,15 +13,12 @@ from service.cli.evaluating import Art
 from service.cli.options import (
     Device,
     DropLayer,
-    Dtype,
     ForkLayer,
     Threads,
     Twig,
-    Vlm,
     given,
     plain_errors,
 )
-from service.settings import WorkerSettings
 
 if TYPE_CHECKING:
     from model.train.recipe import Paths, Tick
