@@ -84,6 +84,27 @@ class LlavaAdapter(HubAdapter):
         return torch.cat(list(features))
 
 
+    def saliency(self, pixels: Pixels) -> Tensor:
+        """[sum of M]: what [CLS] attends to in the tower's last layer, mean over heads."""
+        tower = self._vision.vision_tower
+        if self.image_tokens != self.grid[0] * self.grid[1] or tower.config.model_type != "clip_vision_model":
+            raise ValueError("saliency needs a CLIP tower whose [CLS] is no visual token")
+        return _cls_attention(tower, self._on_device(pixels.values)).flatten()
+
+
+def _cls_attention(tower: torch.nn.Module, pixel_values: Tensor) -> Tensor:
+    """[n, 3, H, W] -> [n, patches]."""
+    hidden = tower(pixel_values, output_hidden_states=True).hidden_states[-2]
+    layer = tower.encoder.layers[-1]
+    attention, normed = layer.self_attn, layer.layer_norm1(hidden)
+    query, key = (
+        project(part).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+        for project, part in ((attention.q_proj, normed[:, :1]), (attention.k_proj, normed))
+    )
+    probabilities = (query @ key.transpose(2, 3) * attention.scale).float().softmax(-1)
+    return probabilities.mean(1)[:, 0, 1:]
+
+
 def _pad_to_square(picture: Image.Image, color: tuple[int, int, int]) -> Image.Image:
     side = max(picture.size)
     square = Image.new("RGB", (side, side), color)

@@ -87,7 +87,7 @@ def _drafting(loader: Loader, items: Sequence[Item]) -> str:
     lines = ["| θ | γ | R̄ | acceptance | tokens/round |", "|---|---|---|---|---|"]
     for threshold in THRESHOLDS:
         for drafts in DRAFTS:
-            engine = loader.engine(draft_threshold=threshold, draft_tokens=drafts)
+            engine = loader.engine(draft_threshold=threshold, draft_tokens=drafts, governor=False)
             for budget in BUDGETS:
                 entry = evaluate(engine, items, NONE, budget, lambda _: None)
                 lines.append(

@@ -38,7 +38,13 @@ class Loader:
             self.twig,
             device=self.device,
             dtype=self.dtype,
-            config=EngineConfig(scorer=scorer, threads=self.threads, **config),
+            config=EngineConfig(
+                scorer=scorer,
+                threads=self.threads,
+                # the others may look at base layers, which native code does not show
+                kernels="auto" if scorer == "ttp" else "torch",
+                **config,
+            ),
             fork_layer=self.fork_layer,
             drop_layer=self.drop_layer,
         )

@@ -1,0 +1,74 @@
+"""What a prompt can show to a scorer, on the device: attention of twig and base, saliency in the tower.
+
+Invariant: nothing here touches the engine's cache; what a base layer would have seen is computed aside.
+Source of the base's attention as a score: FastV (arXiv 2403.06764); of [CLS]'s: FasterVLM (arXiv 2412.01818).
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from model.cache import LayerGroup
+from model.generation import Prompt
+from model.scorers import Scores
+from model.stack import TorchStack
+from model.vlm import SplitVlm
+
+
+@dataclass(frozen=True)
+class Glance:
+    """See `model.scorers.PromptView`.
+
+    states, angles: [P, hidden] that leave the trunk, and their rotary angles. attention: [P], the twig's.
+    """
+
+    vlm: SplitVlm
+    prompt: Prompt
+    states: Tensor
+    angles: Tensor
+    attention: Tensor
+    fork_layer: int
+    twig_layers: int
+
+    @property
+    def grids(self) -> list[tuple[int, int]]:
+        grids = [grid for grid in self.prompt.grids if grid is not None]
+        if len(grids) < len(self.prompt.grids):
+            raise ValueError("this scorer needs images whose visual tokens are one grid")
+        return grids
+
+    @property
+    def seed(self) -> int:
+        return zlib.crc32(self.states[self._visual()].float().cpu().numpy().tobytes())
+
+    def _visual(self) -> Tensor:
+        return self.vlm.tensor(self.prompt.visual)
+
+    def twig_attention(self) -> Scores:
+        return self._of_visual(self.attention)
+
+    def base_attention(self, layer: int) -> Scores:
+        if self.vlm.kernels != "torch":
+            raise ValueError('this scorer reads base layers, which needs kernels="torch"')
+        shape = self.vlm.shape
+        layers = self.vlm.adapter.layers[self.fork_layer : layer + 1]
+        aside = LayerGroup(
+            len(layers), 1, shape.kv_heads, shape.head_dim, self.states.dtype, self.states.device
+        )
+        return self._of_visual(TorchStack(layers, aside).fill_scored(self.states, self.angles, 0))
+
+    def saliency(self) -> Scores:
+        look = getattr(self.vlm.adapter, "saliency", None)
+        if look is None:
+            raise ValueError(f"family {self.vlm.adapter.family!r} has no [CLS] attention to rank by")
+        adapter, prompt = self.vlm.adapter, self.prompt
+        pixels = prompt.pixels if prompt.pixels is not None else adapter.prepare_images(prompt.images)
+        scores: list[float] = look(pixels).tolist()
+        return scores
+
+    def _of_visual(self, attention: Tensor) -> Scores:
+        scores: list[float] = attention[self._visual()].tolist()
+        return scores
