@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import LlavaForConditionalGeneration
 
-from model.scorers import by_lot, evenly
+from model.config import EngineConfig
+from model.scorers import SCORERS, by_lot, evenly
+from service.cli.evaluating import Method
+from tests.model.harness import IMAGE, Prompt, World, ask, run
+from tests.model.tiny import Shape, TwigShape
 
 
 @dataclass(frozen=True)
@@ -49,3 +56,68 @@ def test_the_lot_is_the_pictures_own() -> None:
 @pytest.mark.parametrize("grid", [(1, 1), (24, 24), (3, 7)])
 def test_every_token_has_its_own_turn(grid: tuple[int, int]) -> None:
     assert len(set(evenly(Picture((grid,))))) == grid[0] * grid[1]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World.create(tmp_path_factory.mktemp("scorers"), Shape(seed=5), TwigShape())
+
+
+def scores(world: World, prompt: Prompt, scorer: str) -> list[float]:
+    engine = world.engine(scorer=scorer, kernels="torch")
+    (result,) = run(engine, ask(prompt, retained=8, max_tokens=4))
+    assert result.token_scores is not None
+    best = sorted(range(len(result.token_scores)), key=lambda index: -result.token_scores[index])
+    assert result.kept_indices == sorted(best[: result.kept_tokens])
+    return result.token_scores
+
+
+@torch.no_grad()
+def eager(world: World, prompt: Prompt) -> Any:
+    vlm = LlavaForConditionalGeneration.from_pretrained(
+        world.base_path, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    inputs = {"input_ids": torch.tensor([prompt.ids]), "pixel_values": prompt.pixels}
+    return vlm, vlm(**inputs, output_attentions=True)
+
+
+def test_fastv_is_the_bases_own_attention(world: World) -> None:
+    """Of base layers K and K+T over the whole prompt, as transformers gives it."""
+    prompt = world.prompt(1, 4, IMAGE, 5)
+    vlm, output = eager(world, prompt)
+    visual = [index for index, token in enumerate(prompt.ids) if token == vlm.config.image_token_id]
+    fork, deep = world.twig.fork_layer, world.twig.fork_layer + world.twig.twig_layers
+    for scorer, layer in (("fastv", fork), ("fastv_deep", deep)):
+        expected = output.attentions[layer][0, :, -1].mean(0)[visual]
+        torch.testing.assert_close(
+            torch.tensor(scores(world, prompt, scorer)), expected, atol=1e-5, rtol=1e-4
+        )
+
+
+def test_saliency_is_the_towers_class_attention(world: World) -> None:
+    prompt = world.prompt(2, 4, IMAGE, 5, IMAGE, 3)
+    vlm, _ = eager(world, prompt)
+    with torch.no_grad():
+        looks = vlm.model.vision_tower(prompt.pixels, output_attentions=True).attentions[-1]
+    expected = looks[:, :, 0, 1:].mean(1).flatten()
+    engine = world.engine(scorer="saliency", kernels="torch")
+    (result,) = run(engine, ask(prompt, retained=16, max_tokens=4))
+    torch.testing.assert_close(torch.tensor(result.token_scores), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_an_unknown_scorer_names_the_known() -> None:
+    with pytest.raises(ValueError, match="ttp.*random.*grid.*fastv.*saliency"):
+        EngineConfig(scorer="best")
+
+
+def test_the_command_offers_every_scorer() -> None:
+    assert [method.value for method in Method] == list(SCORERS)
+
+
+def test_what_native_code_cannot_show_is_an_error(world: World) -> None:
+    engine = world.engine(scorer="fastv")
+    if engine.kernels == "torch":
+        pytest.skip("native code cannot be built here")
+    (result,) = run(engine, ask(world.prompt(1, 4, IMAGE, 5), retained=8, max_tokens=4))
+    assert result.finish_reason == "error"
+    assert "kernels" in str(result.error)
