@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # torch's CPU build where there is no NVIDIA GPU; with one, pip chooses.
 CONSTRAINT := $(if $(shell command -v nvidia-smi 2>/dev/null),,-c constraints.txt)
 
-.PHONY: install serve test fuzz check fmt bench data train image docs loadtest drills cluster-drill dashboards
+.PHONY: install serve test fuzz check fmt bench sweep data train image docs loadtest drills cluster-drill dashboards
 
 install: $(VENV)/.installed
 
@@ -34,6 +34,9 @@ fmt: install
 
 bench: install       ## our engine against transformers' generate, on the embedded model
 	$(BIN)/twigserve bench --json
+
+sweep: install       ## docs/performance.md: decode speed over batch, R-bar, drafts, prompt and answer
+	$(BIN)/python -m model.bench.sweep $(ARGS)
 
 ICON_SETS := noto twemoji fluent-emoji-flat openmoji emojione
 

@@ -25,6 +25,11 @@ GROWTH_TOKENS = 256
 SPREAD_TOKENS = 128
 
 
+# How far behind its length each slot's new tokens begin: what earlier windows of a round have written, or
+# less than nothing where tokens that count already are written again.
+Offsets = int | Sequence[int]
+
+
 class Span(NamedTuple):
     """New tokens of one sequence, or `width` of each of several neighbours, and all they may attend to.
 
@@ -117,12 +122,15 @@ class LayerGroup:
         self.slab = resized
         self.lengths = (self.lengths + [0] * slots)[:slots]
 
-    def window(self, slots: Sequence[int], widths: Sequence[int], offset: int = 0) -> Window:
-        """Access for so many new tokens in each of the slots; lengths do not move yet.
+    def starts(self, slots: Sequence[int], offsets: Offsets) -> list[int]:
+        lengths = self.lengths
+        if isinstance(offsets, int):
+            return [lengths[slot] + offsets for slot in slots]
+        return [lengths[slot] + offset for slot, offset in zip(slots, offsets, strict=True)]
 
-        offset: tokens of this round that earlier windows have already written.
-        """
-        starts = [self.lengths[slot] + offset for slot in slots]
+    def window(self, slots: Sequence[int], widths: Sequence[int], offsets: Offsets = 0) -> Window:
+        """Access for so many new tokens in each of the slots; lengths do not move yet."""
+        starts = self.starts(slots, offsets)
         self.reserve(max(map(add, starts, widths)))
         spans = [
             self._span(slots[run.start], starts[run], widths[run.start])
@@ -167,6 +175,17 @@ class LayerGroup:
             self._mask = causal_mask(self.capacity, rows, self.slab.dtype, self.slab.device)
         columns = self._mask.shape[1] - self._mask.shape[0]
         return self._mask[:width, columns - before : columns + width]
+
+    def rows(self, slot: int, tokens: int) -> Tensor:
+        """A copy of a slot's first tokens, [layers, tokens, 2 * kv_heads * head_dim]."""
+        return self.slab[:, slot, :tokens].clone()
+
+    def put_rows(self, slot: int, rows: Tensor) -> None:
+        """Such a copy into a slot that holds nothing yet; they count from here on."""
+        tokens = rows.shape[1]
+        self.reserve(tokens)
+        self.slab[:, slot, :tokens] = rows
+        self.lengths[slot] = tokens
 
     def move(self, source: int, target: int) -> None:
         length = self.lengths[source]

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 ImageFit = Literal["pad"]
+Kernels = Literal["auto", "torch"]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -24,16 +25,20 @@ class EngineConfig:
 
     max_batch: sequences decoded together. max_model_len: prompt and output tokens of one sequence.
     kv_cache_bytes: the most the KV cache may hold; what does not fit yet waits. None: what max_batch needs.
+    image_cache_bytes: the most that is remembered of pictures that were asked about before; 0: nothing.
     draft_tokens, draft_threshold: the most drafts a round, and the probability under which drafting stops.
     image_fit: "pad" pads to a square with the mean colour first, as the published twig was trained.
     max_image_tokens: the most visual tokens of one image where pictures keep their own resolution
     (qwen2_5_vl): larger ones are shrunk.
     quality: tier name -> R-bar of one image. threads: torch's, for the whole process.
+    kernels: "auto" decodes with native code where it can be had, "torch" with torch's operations.
+    governor: whether drafts are shortened, down to none, where they cost more than they bring.
     """
 
     max_batch: int = 8
     max_model_len: int | None = None
     kv_cache_bytes: int | None = None
+    image_cache_bytes: int = 256 << 20
     max_images: int = 8
     draft_tokens: int | None = None
     draft_threshold: float | None = None
@@ -41,6 +46,8 @@ class EngineConfig:
     max_image_tokens: int | None = None
     quality: Mapping[str, int] | None = None
     threads: int | None = None
+    kernels: Kernels = "auto"
+    governor: bool = True
 
     def __post_init__(self) -> None:
         _require(self.max_batch >= 1, f"max_batch must be at least 1, not {self.max_batch}")
@@ -49,6 +56,13 @@ class EngineConfig:
             value = getattr(self, name)
             _require(value is None or value >= 1, f"{name} must be at least 1, not {value}")
         _require(self.image_fit in (None, "pad"), f'image_fit must be None or "pad", not {self.image_fit!r}')
+        _require(
+            self.kernels in ("auto", "torch"), f'kernels must be "auto" or "torch", not {self.kernels!r}'
+        )
+        _require(
+            self.image_cache_bytes >= 0,
+            f"image_cache_bytes must not be negative, not {self.image_cache_bytes}",
+        )
         if self.draft_tokens is not None:
             _require(self.draft_tokens >= 0, f"draft_tokens must not be negative, not {self.draft_tokens}")
         if self.draft_threshold is not None:

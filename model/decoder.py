@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -79,6 +80,17 @@ def rotate_(x: Tensor, cis: Tensor) -> None:
         pairs.copy_(torch.view_as_real(torch.view_as_complex(pairs.float()).mul_(cis)))
 
 
+class LayerWeights(NamedTuple):
+    """Products [in, out] with the norm before them inside, as `DecoderLayer` makes them."""
+
+    qkv: Tensor
+    out: Tensor
+    gate_up: Tensor
+    down: Tensor
+    qkv_bias: Tensor | None
+    out_bias: Tensor | None
+
+
 class DecoderLayer:
     """One layer, from tensors by their LLaMA names (`self_attn.q_proj.weight`, ...; biases optional)."""
 
@@ -103,6 +115,13 @@ class DecoderLayer:
         self.gate_up = fused(gate_up, 2 * shape.intermediate, tensors["post_attention_layernorm.weight"])
         self.down = fused((tensors["mlp.down_proj.weight"],), shape.hidden)
 
+    def give_up_weights(self) -> LayerWeights:
+        """To whoever keeps them in another form; the layer cannot run any more."""
+        weights = LayerWeights(*(getattr(self, name) for name in LayerWeights._fields))
+        for name in LayerWeights._fields:
+            delattr(self, name)
+        return weights
+
     def __call__(self, x: Tensor, cis: Tensor, window: Window, layer: int) -> Tensor:
         # x: [tokens, hidden], the window's; cis: [tokens, 1, head_dim / 2]
         qkv = self._project(self.norm(x), self.qkv)
@@ -115,6 +134,14 @@ class DecoderLayer:
             x += self.out_bias
         gate, up = torch.mm(self.norm(x), self.gate_up).chunk(2, -1)
         return torch.addmm(x, F.silu(gate).mul_(up), self.down)
+
+    def write_keys(self, x: Tensor, cis: Tensor, window: Window, layer: int) -> None:
+        """Keys and values of x alone, where the layer's output is not wanted."""
+        width, bias = self.heads * self.head_dim, self.qkv_bias
+        x, weight = self.norm(x), self.qkv[:, width:]
+        projected = torch.mm(x, weight) if bias is None else torch.addmm(bias[width:], x, weight)
+        rotate_(projected.view(x.shape[0], -1, self.head_dim)[:, : self.kv_heads], cis)
+        window.write(layer, projected)
 
     def _attend(self, queries: Tensor, window: Window, layer: int) -> Tensor:
         """[tokens, heads, head_dim] -> [tokens, heads * head_dim], each span to its own sequences."""
@@ -159,11 +186,21 @@ class Head:
     def __call__(self, x: Tensor) -> Tensor:
         return torch.mm(self.norm(x), self.weight)
 
+    def give_up_weight(self) -> Tensor:
+        weight = self.weight
+        del self.weight
+        return weight
 
-def run_layers(layers: list[DecoderLayer], x: Tensor, cis: Tensor, window: Window, first: int = 0) -> Tensor:
-    for offset, layer in enumerate(layers):
-        x = layer(x, cis, window, first + offset)
-    return x
+    def choose(self, x: Tensor) -> list[int]:
+        """The greedy token after each row."""
+        tokens: list[int] = self(x).argmax(-1).tolist()
+        return tokens
+
+    def propose(self, x: Tensor) -> tuple[list[int], list[float]]:
+        """The greedy token after each row, and its raw probability."""
+        logits = self(x).float()
+        best, tokens = logits.max(-1)
+        return tokens.tolist(), (best - logits.logsumexp(-1)).exp_().tolist()
 
 
 def rotary_table(cos: Tensor, sin: Tensor) -> Tensor:

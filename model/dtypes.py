@@ -20,6 +20,12 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
+def seeing_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """What the vision tower computes in: it is small and bound by arithmetic, so never in emulated bf16."""
+    emulated = dtype == torch.bfloat16 and device.type == "cpu" and not _cpu_has_bfloat16()
+    return torch.float32 if emulated else dtype
+
+
 def _cpu_has_bfloat16() -> bool:
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
     return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))

@@ -27,6 +27,7 @@ from model.config import EngineConfig
 from model.detokenize import Detokenizer
 from model.dtypes import resolve_dtype
 from model.generation import Generation, Times
+from model.governor import Governor
 from model.limits import card_of, kv_budget, limits_of
 from model.memory import ByGroup
 from model.randomness import sampler_of
@@ -41,6 +42,9 @@ __all__ = ["Engine", "EngineConfig", "EngineStats", "Request", "RequestError", "
 Clock = Callable[[], float]
 log = logging.getLogger(__name__)
 
+# A twig that has missed more tokens than this, over all rows, stays out of the rest of the answer.
+CATCH_UP_TOKENS = 128
+
 
 @dataclass(frozen=True)
 class EngineStats:
@@ -49,6 +53,7 @@ class EngineStats:
     kv_bytes_used: what the running sequences take at their longest; kv_bytes_allocated: what the cache
     holds for them; kv_bytes_capacity: kv_cache_bytes, or what max_batch of the longest sequences would take.
     free_slots: how many more would run now, 0 while the first in line waits for memory.
+    image_cache_*, prefix_cache_*: lookups since the start, see `model.vision`.
     """
 
     running: int
@@ -58,6 +63,10 @@ class EngineStats:
     kv_bytes_allocated: int
     kv_bytes_capacity: int
     free_slots: int
+    image_cache_hits: int = 0
+    image_cache_misses: int = 0
+    prefix_cache_hits: int = 0
+    prefix_cache_misses: int = 0
 
 
 class Engine:
@@ -88,9 +97,14 @@ class Engine:
             max_model_len=limits.max_model_len,
             draft_tokens=limits.draft_tokens,
             draft_threshold=limits.draft_threshold,
+            kernels=config.kernels,
+            image_cache_bytes=config.image_cache_bytes,
             dtype=dtype,
             device=device,
         )
+        # Where nothing is ever drafted there is nothing to govern.
+        governed = config.governor and twig is not None and limits.draft_tokens > 0
+        self._governor = Governor(limits.draft_tokens, clock) if governed else None
         self._outputs: dict[str, StepOutput] = {}
         self._batch_size = 0
 
@@ -182,8 +196,13 @@ class Engine:
         self._make_room([prompt.kv])
         return self._runner.next_logits(prompt, self._runner.encode(prompt))
 
+    @property
+    def kernels(self) -> str:
+        """What decodes: `native` code, or `torch`."""
+        return self._runner.vlm.kernels
+
     def stats(self) -> EngineStats:
-        scheduler = self._scheduler
+        scheduler, vision = self._scheduler, self._runner.vision
         return EngineStats(
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
@@ -192,6 +211,10 @@ class Engine:
             kv_bytes_allocated=self._runner.cache.allocated_bytes(),
             kv_bytes_capacity=self._memory.capacity_bytes,
             free_slots=0 if scheduler.waiting else scheduler.free_slots,
+            image_cache_hits=vision.features.uses.hits,
+            image_cache_misses=vision.features.uses.misses,
+            prefix_cache_hits=vision.prefixes.uses.hits,
+            prefix_cache_misses=vision.prefixes.uses.misses,
         )
 
     def check_integrity(self) -> None:
@@ -223,9 +246,28 @@ class Engine:
         for slot in reversed(slots):
             self._leave(slot, "abort")
 
+    def _look_ahead(self) -> None:
+        """Those that are about to join are seen in one pass of the tower."""
+        scheduler = self._scheduler
+        first = islice(scheduler.waiting, scheduler.free_slots)
+        together = [g for g in first if g.sight is None and g.finish_reason is None and g.prompt.visual]
+        if len(together) < 2:
+            return
+        started = self._clock()
+        try:
+            sights = self._runner.encode_together([generation.prompt for generation in together])
+        except Exception:  # whose fault it is shows when each is seen alone
+            log.warning("vision of %d requests together failed", len(together), exc_info=True)
+            return
+        for generation, sight in zip(together, sights, strict=True):
+            generation.sight = sight
+            generation.times.admitted, generation.times.encoded = started, self._clock()
+
     def _let_in(self) -> None:
+        self._look_ahead()
         while self._may_enter() and (generation := self._scheduler.next_waiting()) is not None:
-            generation.times.admitted = self._clock()
+            if generation.times.admitted is None:
+                generation.times.admitted = self._clock()
             if generation.finish_reason is None and self._prefill(generation):
                 self._scheduler.join(generation)
             else:
@@ -250,9 +292,11 @@ class Engine:
     def _prefill(self, generation: Generation) -> bool:
         """Vision and prompt; False if that failed."""
         try:
-            features = self._runner.encode(generation.prompt)
-            generation.times.encoded = self._clock()
-            prefilled = self._runner.prefill(generation.prompt, features)
+            sight, generation.sight = generation.sight, None
+            if sight is None:
+                sight = self._runner.encode(generation.prompt)
+                generation.times.encoded = self._clock()
+            prefilled = self._runner.prefill(generation.prompt, sight)
         except Exception as error:
             log.exception("prefill of request %s failed", generation.request_id)
             generation.fail(error)
@@ -266,10 +310,8 @@ class Engine:
         self._batch_size = len(running)
         if not running:
             return
-        drafts = self._runner.draft_tokens
-        rows = [Row(g.pending, g.vector, g.budget(drafts), g.eos, g.draw(), g.prompt.shift) for g in running]
         try:
-            outcomes = self._runner.round(rows)
+            outcomes = self._round(running)
         except Exception as error:
             log.exception("a round of %d sequences failed", len(running))
             self._fail_all(error)
@@ -281,8 +323,25 @@ class Engine:
             if running[slot].finish_reason is not None:
                 self._leave(slot)
 
+    def _round(self, running: Sequence[Generation]) -> list[RowOutcome]:
+        most, catch_up = self._runner.draft_tokens, CATCH_UP_TOKENS // len(running)
+        budgets = [generation.budget(most, catch_up) for generation in running]
+        governor = self._governor if any(budgets) else None
+        limit = governor.begin(len(running)) if governor else most
+        rows = [
+            Row(g.pending, g.vector, min(budget, limit), g.eos, g.draw(), g.prompt.shift, g.unread)
+            for g, budget in zip(running, budgets, strict=True)
+        ]
+        outcomes = self._runner.round(rows)
+        if governor:
+            # A row that had less room than the limit says little about what the limit brings.
+            drafted = zip(outcomes, budgets, strict=True)
+            governor.end([outcome.accepted for outcome, budget in drafted if budget >= max(limit, 1)])
+        return outcomes
+
     def _emit(self, generation: Generation, outcome: RowOutcome, now: float) -> None:
         try:
+            generation.note_read(outcome.tokens, outcome.read)
             generation.emit(outcome.tokens, outcome.drafted, self._output(generation), now)
             generation.count_stop(outcome.draft_stop)
         except Exception as error:  # a tokenizer that cannot decode what the base said

@@ -67,6 +67,8 @@ class Generation:
     """pending: the last token, which no cache holds yet; vector stands for it where it is visual.
 
     sampler: None where the request is greedy.
+    sight: what vision gave for the prefill, where it looked ahead.
+    unread: the last tokens before the pending one that the base has read and the twig has not.
     """
 
     request_id: str
@@ -80,6 +82,8 @@ class Generation:
     tokens: list[int] = field(default_factory=list)
     pending: int = -1
     vector: Any = None
+    sight: Any = None
+    unread: list[int] = field(default_factory=list)
     kept_indices: list[int] = field(default_factory=list)
     token_scores: list[float] | None = None
     finish_reason: FinishReason | None = None
@@ -98,8 +102,9 @@ class Generation:
     def prefilled(self, pending: int, vector: Any, now: float) -> None:
         self.pending, self.vector, self.times.prefilled = pending, vector, now
 
-    def budget(self, draft_tokens: int) -> int:
-        if not self.prompt.speculate:
+    def budget(self, draft_tokens: int, catch_up: int) -> int:
+        """Drafts at most; none where the twig would have to read more than `catch_up` tokens first."""
+        if not self.prompt.speculate or len(self.unread) > catch_up:
             return 0
         return draft_budget(draft_tokens, self.max_tokens, len(self.tokens))
 
@@ -107,6 +112,13 @@ class Generation:
         if self.sampler is None:
             return None
         return Draw(self.sampler, position=len(self.tokens), coupled=self.prompt.speculate)
+
+    def note_read(self, tokens: Sequence[int], read: int) -> None:
+        """Before the round's tokens are added. read: as in RowOutcome."""
+        if read:
+            self.unread = [self.pending, *tokens[:-1]][read:]
+        elif self.tokens:  # else the prompt's last, which the twig has read in the prefill
+            self.unread = [*self.unread, self.pending]
 
     def _count_draft(self, drafted: int, accepted: int) -> None:
         self.draft_rounds += drafted > 0

@@ -1,4 +1,4 @@
-"""The twig: its layers and head, loaded from the published format, and its greedy proposals.
+"""The twig: its layers and head, loaded from the published format.
 
 K and F come from `twig_config.json` or from the caller (published weights do not carry them).
 Invariant: a missing, extra or misshapen tensor is an error that names it, never ignored.
@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from model.checkpoint import (
     TWIG_FILE,
@@ -38,12 +37,6 @@ class Twig:
     config: TwigConfig
     layers: list[DecoderLayer]
     head: Head
-
-    def propose(self, x: Tensor) -> tuple[list[int], list[float]]:
-        """The greedy token after each of the last layer's rows [n, hidden], and its raw probability."""
-        logits = self.head(x).float()
-        best, tokens = logits.max(-1)
-        return tokens.tolist(), (best - logits.logsumexp(-1)).exp_().tolist()
 
 
 def _twig_expected(

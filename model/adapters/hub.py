@@ -21,6 +21,7 @@ from model.adapters.loading import Base
 from model.checkpoint import model_id
 from model.config import EngineConfig
 from model.decoder import DecoderShape, rotary_table
+from model.dtypes import seeing_dtype
 from model.request import RequestError
 from model.words import Words
 
@@ -41,6 +42,10 @@ class HubAdapter:
         self.words = Words(directory, self.image_token_id, whole=self.whole_processor)
         self.decode = self.words.decode
         self._embedding, self._rotary, self._vision = base.embedding, base.rotary, base.vlm.model
+        self._tower_dtype = seeing_dtype(base.embedding.dtype, base.embedding.device)
+        for name, part in self._vision.named_children():
+            if name != "language_model":
+                part.to(self._tower_dtype)
 
     def embed(self, token_ids: Tensor) -> Tensor:
         return F.embedding(token_ids, self._embedding)
@@ -58,7 +63,7 @@ class HubAdapter:
         return self.words.prompt_token_ids(prompt, images)
 
     def _on_device(self, values: Tensor) -> Tensor:
-        return values.to(self._embedding.device, self._embedding.dtype)
+        return values.to(self._embedding.device, self._tower_dtype)
 
 
 def decoder_shape(text: Any, *, qkv_bias: bool, out_bias: bool) -> DecoderShape:

@@ -10,7 +10,9 @@ PRUNING, SPECULATING = frozenset({"ttp", "ttp_ssd"}), frozenset({"ssd", "ttp_ssd
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """model: "embedded" or a base's directory; twig: its twig's directory (embedded: its own).
+    """model: "embedded", "mid" or a base's directory; twig: its twig's directory (the first two: their own).
+
+    cache: where "mid" is written and found again; None: a directory that is gone after the run.
 
     pictures: how many are described one after the other at batch 1; a larger batch takes one of each row.
     retained_tokens: R-bar of ttp and ttp_ssd, None for the tier "fast".
@@ -30,6 +32,7 @@ class BenchConfig:
     retained_tokens: int | None = None
     fork_layer: int | None = None
     drop_layer: int | None = None
+    cache: str | None = None
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.methods) - set(METHODS)):

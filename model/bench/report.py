@@ -47,7 +47,7 @@ def print_table(report: dict[str, Any]) -> None:
     """To stdout; the caller prints the JSON after it."""
     where, models = report["machine"], {row["model"] for row in report["results"]}
     table = Table(title=f"{', '.join(sorted(models))} · {where['threads']} threads · {where['cpu']}")
-    for name in ("batch", "method", "R̄", "tokens/s", "× generate", "TTFT ms", "acceptance"):
+    for name in ("batch", "method", "R̄", "tokens/s", "× generate", "roofline", "TTFT ms", "acceptance"):
         table.add_column(name, justify="left" if name == "method" else "right")
     for row in report["results"]:
         table.add_row(
@@ -56,6 +56,7 @@ def print_table(report: dict[str, Any]) -> None:
             str(row["retained_tokens"]),
             _cell(row["tokens_per_s"], ".1f"),
             _cell(row["ratio"], ".2f"),
+            _cell(row["roofline"], ".0%"),
             _cell(row["ttft_ms"], ".0f"),
             _cell(row["acceptance"], ".2f"),
         )

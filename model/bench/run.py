@@ -14,14 +14,18 @@ What is fair here:
   pruning shortens by a word changes nothing. Where natural answers are shorter than MIN_NATURAL_TOKENS
   on average (a model that was never trained), all are forced to max_tokens, and `machine.answers` says so.
 - The methods take turns within every repeat, after one unmeasured turn; figures are medians over repeats.
+- roofline is the share of what the memory gives (`model.bench.roofline`); plain decoding alone has one, since
+  pruning changes nothing of the weights that are read and drafts change how often they are.
 - ratio divides by `generate` at batch 1 of the same run; it is null where that was not asked for.
 """
 
 from __future__ import annotations
 
 import statistics
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,14 +33,17 @@ import torch
 from model.bench.config import PRUNING, SPECULATING, BenchConfig
 from model.bench.generate import GenerateSide
 from model.bench.measure import Arrivals, Figures, Limits
+from model.bench.mid import write_mid
 from model.bench.ours import EngineSide, Mode
 from model.bench.prompts import Prompt, build_prompts
 from model.bench.report import machine
+from model.bench.roofline import decode_bytes, read_bandwidth, share
 from model.checkpoint import resolve
 from model.engine import Engine, EngineConfig
 
 MIN_NATURAL_TOKENS = 40
-Progress = Callable[[str], None]
+# What is done now, and which share of all is behind it.
+Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
@@ -45,22 +52,30 @@ class Case:
     batch: int
 
 
+def find_model(config: BenchConfig, cache: Path, progress: Progress) -> tuple[Path, Path | None]:
+    if config.model != "mid":
+        return resolve(config.model, config.twig)
+    progress("writing the mid model", 0.0)
+    return write_mid(cache)
+
+
 class Bench:
     """Both sides loaded, and the prompts."""
 
-    def __init__(self, config: BenchConfig, progress: Progress) -> None:
+    def __init__(self, config: BenchConfig, progress: Progress, cache: Path) -> None:
         self.config = config
-        base, twig = resolve(config.model, config.twig)
+        base, twig = find_model(config, cache, progress)
         if twig is None and (PRUNING | SPECULATING) & set(config.methods):
             raise ValueError("ttp, ssd and ttp_ssd need a twig: name its directory, or choose other methods")
-        progress(f"loading {base}")
+        progress(f"loading {base}", 0.0)
         self.prompts = build_prompts(base, max(*config.batch, config.pictures))
         self.engine = Engine.from_pretrained(
             base,
             twig,
             device=config.device,
             dtype=config.dtype,
-            config=EngineConfig(max_batch=max(config.batch), threads=config.threads),
+            # What is remembered of a picture would make the time to the first token of every repeat a lie.
+            config=EngineConfig(max_batch=max(config.batch), threads=config.threads, image_cache_bytes=0),
             fork_layer=config.fork_layer,
             drop_layer=config.drop_layer,
         )
@@ -68,6 +83,9 @@ class Bench:
         self.ours = EngineSide(self.engine)
         torch.set_num_threads(config.threads)
         self.limits = self._settle_answers()
+        language = self.theirs.vlm
+        self.weight_bytes = decode_bytes(language.model.language_model.layers, language.lm_head)
+        self.bandwidth = read_bandwidth(self.weight_bytes, config.threads)
 
     def retained(self, method: str) -> int:
         card = self.engine.card
@@ -110,15 +128,20 @@ class Bench:
         return Limits(self.config.max_tokens, natural=long_enough)
 
 
-def run_bench(config: BenchConfig, progress: Progress = lambda _line: None) -> dict[str, Any]:
+def run_bench(config: BenchConfig, progress: Progress = lambda _line, _share: None) -> dict[str, Any]:
     """Measures every method at every batch size; returns the report of design section 3."""
-    bench = Bench(config, progress)
+    with tempfile.TemporaryDirectory() as scratch:
+        bench = Bench(config, progress, Path(config.cache or scratch))
+    return _measure_all(config, bench, progress)
+
+
+def _measure_all(config: BenchConfig, bench: Bench, progress: Progress) -> dict[str, Any]:
     cases = bench.cases()
     measured: dict[Case, list[Figures]] = {case: [] for case in cases}
     turns = [(repeat, case) for repeat in range(config.repeats + 1) for case in cases]
-    for number, (repeat, case) in enumerate(turns, 1):
+    for number, (repeat, case) in enumerate(turns):
         when = f"repeat {repeat}" if repeat else "warm-up"
-        progress(f"{number}/{len(turns)} {when}: {case.method}, batch {case.batch}")
+        progress(f"{when}: {case.method}, batch {case.batch}", number / len(turns))
         figures = Figures.of(bench.measure(case))
         if repeat:
             measured[case].append(figures)
@@ -126,7 +149,14 @@ def run_bench(config: BenchConfig, progress: Progress = lambda _line: None) -> d
     unit = medians.get(Case("generate", 1))
     answers = "natural" if bench.limits.natural else "forced"
     return {
-        "machine": machine(config.threads) | {"answers": answers, "repeats": config.repeats},
+        "machine": machine(config.threads)
+        | {
+            "answers": answers,
+            "repeats": config.repeats,
+            "kernels": bench.engine.kernels,
+            "read_gb_per_s": round(bench.bandwidth / 1e9, 2),
+            "weight_mb": round(bench.weight_bytes / 1e6, 1),
+        },
         "results": [_row(config, bench, case, figures, unit) for case, figures in medians.items()],
     }
 
@@ -134,6 +164,7 @@ def run_bench(config: BenchConfig, progress: Progress = lambda _line: None) -> d
 def _row(
     config: BenchConfig, bench: Bench, case: Case, figures: Figures, unit: Figures | None
 ) -> dict[str, Any]:
+    roofline = share(figures.tokens_per_s, case.batch, bench.weight_bytes, bench.bandwidth)
     return {
         "model": config.model,
         "dtype": config.dtype,
@@ -145,4 +176,5 @@ def _row(
         "ttft_ms": round(figures.ttft_ms, 2),
         "acceptance": None if figures.acceptance is None else round(figures.acceptance, 4),
         "ratio": None if unit is None else round(figures.tokens_per_s / unit.tokens_per_s, 3),
+        "roofline": round(roofline, 4) if case.method == "plain" else None,
     }

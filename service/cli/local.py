@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,8 +26,11 @@ if TYPE_CHECKING:
 
 
 def bench(
-    vlm: Annotated[str, typer.Option("--model", help="`embedded` or a checkpoint directory.")] = "embedded",
+    vlm: Annotated[
+        str, typer.Option("--model", help="`embedded`, `mid` (random, 400 M parameters) or a directory.")
+    ] = "embedded",
     twig: Twig = None,
+    cache: Annotated[str | None, typer.Option(help="Keeps `mid` in this directory for the next run.")] = None,
     batch: Annotated[list[int] | None, typer.Option(min=1, help="Repeatable; 1 and 8 by default.")] = None,
     max_tokens: int = 128,
     threads: int = 2,
@@ -51,6 +55,7 @@ def bench(
         config = BenchConfig(
             model=vlm,
             twig=twig,
+            cache=cache,
             batch=tuple(batch or (1, 8)),
             max_tokens=max_tokens,
             threads=threads,
@@ -58,7 +63,8 @@ def bench(
             repeats=repeats,
             retained_tokens=retained_tokens,
         )
-        report = run_bench(config, lambda line: typer.echo(line, err=True))
+        with _progress_bar() as progress:
+            report = run_bench(config, progress)
     print_table(report)
     if as_json:
         typer.echo(json.dumps(report))
@@ -116,6 +122,22 @@ def verify(
     if as_json:
         typer.echo(json.dumps(verdict))
     raise typer.Exit(0 if verdict["ok"] else 1)
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Callable[[str, float], None]]:
+    """A bar on a terminal, lines elsewhere."""
+    from tqdm import tqdm
+
+    with tqdm(total=100, unit="%", disable=None, bar_format="{desc} {bar} {n_fmt}% {elapsed}") as bar:
+
+        def show(line: str, share: float) -> None:
+            bar.set_description_str(line, refresh=False)
+            bar.update(int(100 * share) - bar.n)
+            if bar.disable:
+                typer.echo(f"{share:4.0%} {line}", err=True)
+
+        yield show
 
 
 Runs = Annotated[Path, typer.Option(help="Checkpoints and caches; a run resumes from what is here.")]

@@ -131,7 +131,7 @@ class Family:
         return self.directory / "twig"
 
     def engine(self, *, twig: bool = True, **config: Any) -> Engine:
-        settings = EngineConfig(**({"max_batch": 4} | config))
+        settings = EngineConfig(**({"max_batch": 4, "governor": False} | config))
         return Engine.from_pretrained(
             self.base_path, self.twig_path if twig else None, dtype="float32", config=settings
         )

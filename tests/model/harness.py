@@ -81,7 +81,7 @@ class World:
         return Reference(self.base_path, self.twig_path, self.twig)
 
     def engine(self, *, twig: bool = True, **config: Any) -> Engine:
-        settings = EngineConfig(**({"max_batch": 8} | config))
+        settings = EngineConfig(**({"max_batch": 8, "governor": False} | config))
         return Engine.from_pretrained(
             self.base_path, self.twig_path if twig else None, device="cpu", dtype="float32", config=settings
         )

@@ -19,7 +19,7 @@ from tests.model.tiny import Shape
 
 ROW = {
     "model", "dtype", "threads", "batch", "method", "retained_tokens", "tokens_per_s", "ttft_ms",
-    "acceptance", "ratio",
+    "acceptance", "ratio", "roofline",
 }  # fmt: skip
 
 
@@ -103,7 +103,7 @@ def report(tame: World) -> dict[str, list[dict[str, object]]]:
         pictures=2,
     )
     lines: list[str] = []
-    report = run_bench(config, lines.append)
+    report = run_bench(config, lambda line, _share: lines.append(line))
     assert len(lines) > 10
     return report
 
@@ -149,4 +149,5 @@ def test_report_says_what_was_done(report: dict[str, list[dict[str, object]]]) -
         assert row["tokens_per_s"] > 0
         assert row["ttft_ms"] > 0
         assert (row["acceptance"] is not None) == (method in {"ssd", "ttp_ssd"})
+        assert (row["roofline"] is not None) == (method == "plain")
         assert row["retained_tokens"] == (8 if method.startswith("ttp") else 16)

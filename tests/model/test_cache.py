@@ -119,13 +119,13 @@ TestHistories.settings = settings(max_examples=40, stateful_step_count=15, deadl
 
 
 def test_steps_of_one_round_see_each_other() -> None:
-    """Drafting writes one token a step, uncounted: `offset` says how many are already there."""
+    """Drafting writes one token a step, uncounted: `offsets` says how many are already there."""
     group = new_group(3)
     for slot, length in enumerate((3, 1, 2)):
         group.window([slot], [length]).write(0, filled([slot + 1.0] * length))
         group.lengths[slot] = length
     for step, slots in enumerate(([0, 1, 2], [0, 2], [0, 2])):
-        window = group.window(slots, [1] * len(slots), offset=step)
+        window = group.window(slots, [1] * len(slots), offsets=step)
         window.write(0, filled([10.0 + step] * len(slots)))
     drafts = [10.0, 11.0, 12.0]
     assert seen(window, 0) == [[1.0, 1.0, 1.0, *drafts], [3.0, 3.0, *drafts]]

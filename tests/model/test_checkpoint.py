@@ -12,14 +12,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model.checkpoint import CheckpointError, save_twig
-from model.config import TwigConfig
+from model.config import EngineConfig, TwigConfig
 from model.engine import Engine
 from tests.model.harness import IMAGE, World, ask, run
 from tests.model.tiny import twig_tensors, write_twig
 
 
 def load(world: World, twig: Path, **flags: int) -> Engine:
-    return Engine.from_pretrained(world.base_path, twig, device="cpu", dtype="float32", **flags)
+    config = EngineConfig(governor=False)
+    return Engine.from_pretrained(
+        world.base_path, twig, device="cpu", dtype="float32", config=config, **flags
+    )
 
 
 @pytest.fixture

@@ -1,0 +1,49 @@
+"""What the memory gives, and what of it plain decoding reaches.
+
+A decoded token reads every decoder weight and the head once. The roofline is that many bytes over the
+measured read bandwidth. The buffer that is read is as large as the weights, so that a model which fits into a
+cache is held to the cache.
+Knows bytes and seconds, not engines.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from model.native.library import load_library
+
+PASSES = 7
+
+
+def decode_bytes(decoder_layers: nn.Module, head: nn.Module) -> int:
+    """Of transformers' modules; the embedding gives a token one row and does not count."""
+    modules = (decoder_layers, head)
+    return sum(weight.nbytes for module in modules for weight in module.parameters())
+
+
+def read_bandwidth(buffer_bytes: int, threads: int, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Bytes a second, the best of several passes."""
+    buffer = torch.ones(max(1, buffer_bytes // 8), dtype=torch.long)
+    seconds = []
+    for _ in range(PASSES):
+        started = clock()
+        _read(buffer, threads)
+        seconds.append(clock() - started)
+    return buffer.nbytes / min(seconds)
+
+
+def _read(buffer: Tensor, threads: int) -> None:
+    library = load_library()
+    if library is None:
+        buffer.sum()
+    else:
+        library.read(buffer.data_ptr(), buffer.numel(), threads)
+
+
+def share(tokens_per_s: float, batch: int, weight_bytes: int, bandwidth: float) -> float:
+    """Of the roofline; a batch reads the weights once for all its rows."""
+    return tokens_per_s / batch * weight_bytes / bandwidth

@@ -1,0 +1,153 @@
+"""How many drafts a round may take, by what rounds cost here and what of their drafts is accepted. No torch.
+
+Drafting pays where the verifier waits for memory and costs where it waits for arithmetic, so the limit is
+found for each batch size. What a limit yields follows from acceptance by position, which every round
+measures; what it costs has to be timed at that limit, or lies between two limits that were.
+Invariant: only the number of drafts is decided here, so no result depends on it.
+Knows rows and seconds, not sequences or tensors; the clock is given.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+# Another limit must promise so much more before it is taken.
+HYSTERESIS = 1.03
+# Rounds at a limit that was never timed, before it is judged.
+TRIAL_ROUNDS = 3
+# The cost that counts is the median of so many last rounds.
+REMEMBERED_ROUNDS = 5
+# Rounds until the best other limit is timed again; twice as many each time it loses.
+FIRST_PAUSE_ROUNDS, LAST_PAUSE_ROUNDS = 64, 1024
+# Rounds until a neighbour that was never timed gets its trial.
+SHORT_PAUSE_ROUNDS = 8
+# How much a row's round moves the acceptance of a position.
+ACCEPTANCE_STEP = 0.01
+# Before anything is known; drafts are tried first.
+ASSUMED_ACCEPTANCE = 0.7
+
+
+class Acceptance:
+    """chances[i]: how probably a row's draft at position i is made and accepted."""
+
+    def __init__(self, positions: int) -> None:
+        self.chances = [ASSUMED_ACCEPTANCE ** (i + 1) for i in range(positions)]
+        self._seen = [0] * positions
+
+    def observe(self, limit: int, accepted: int) -> None:
+        for position in range(limit):
+            self._seen[position] += 1
+            step = max(ACCEPTANCE_STEP, 1 / (self._seen[position] + 4))
+            self.chances[position] += step * ((accepted > position) - self.chances[position])
+
+    def tokens(self, limit: int) -> float:
+        """Expected tokens of a row's round, the base's own included."""
+        return 1.0 + sum(self.chances[:limit])
+
+
+@dataclass
+class Costs:
+    """What one batch size knows. seconds: the last rounds by limit; limit: the one in force."""
+
+    limit: int
+    seconds: dict[int, deque[float]] = field(default_factory=dict)
+    trial: int | None = None
+    trial_rounds: int = 0
+    pause: int = FIRST_PAUSE_ROUNDS
+    until_trial: int = FIRST_PAUSE_ROUNDS
+
+    def observe(self, limit: int, seconds: float) -> None:
+        self.seconds.setdefault(limit, deque(maxlen=REMEMBERED_ROUNDS)).append(seconds)
+
+    def cost(self, limit: int) -> float:
+        """Seconds of a round; between two limits that were timed by interpolation."""
+        known = {timed: median(rounds) for timed, rounds in self.seconds.items()}
+        if limit in known:
+            return known[limit]
+        low = max((timed for timed in known if timed < limit), default=min(known))
+        high = min((timed for timed in known if timed > limit), default=max(known))
+        share = (limit - low) / (high - low) if high > low else 0.0
+        return known[low] + share * (known[high] - known[low])
+
+    def try_out(self, limit: int) -> None:
+        self.trial, self.trial_rounds = limit, TRIAL_ROUNDS
+
+
+class Governor:
+    """`begin` before a round, `end` after it; a round that failed is simply not ended."""
+
+    def __init__(self, draft_tokens: int, clock: Callable[[], float]) -> None:
+        self._most, self._clock = draft_tokens, clock
+        self._acceptance = Acceptance(draft_tokens)
+        self._costs: dict[int, Costs] = {}
+        self._rows, self._given, self._started = 0, draft_tokens, 0.0
+
+    def begin(self, rows: int) -> int:
+        """The most drafts of each row in the round of so many rows that starts now."""
+        costs = self._costs.get(rows)
+        if costs is None:
+            costs = self._costs[rows] = Costs(self._like(rows))
+            costs.try_out(costs.limit)
+        self._given = costs.limit if costs.trial is None else costs.trial
+        self._rows, self._started = rows, self._clock()
+        return self._given
+
+    def end(self, accepted: Sequence[int]) -> None:
+        """accepted: of each row that could draft."""
+        seconds = self._clock() - self._started
+        costs = self._costs[self._rows]
+        costs.observe(self._given, seconds)
+        for count in accepted:
+            self._acceptance.observe(self._given, count)
+        self._advance(costs)
+
+    def _like(self, rows: int) -> int:
+        """What the batch size nearest to this one has settled on."""
+        nearest = min(self._costs, key=lambda known: abs(known - rows), default=None)
+        return self._most if nearest is None else self._costs[nearest].limit
+
+    def _advance(self, costs: Costs) -> None:
+        if costs.trial is not None:
+            self._go_on_trying(costs)
+            return
+        self._choose(costs)
+        costs.until_trial -= 1
+        if costs.until_trial <= 0:
+            costs.try_out(self._rival(costs))
+
+    def _go_on_trying(self, costs: Costs) -> None:
+        costs.trial_rounds -= 1
+        if costs.trial_rounds:
+            return
+        costs.trial = None
+        for end in (self._most, 0):  # between them costs can be told
+            if end not in costs.seconds:
+                costs.try_out(end)
+                return
+        before = costs.limit
+        self._choose(costs)
+        if costs.limit != before:
+            costs.pause = FIRST_PAUSE_ROUNDS
+        elif not self._untimed_neighbours(costs):
+            costs.pause = min(2 * costs.pause, LAST_PAUSE_ROUNDS)
+        costs.until_trial = SHORT_PAUSE_ROUNDS if self._untimed_neighbours(costs) else costs.pause
+
+    def _rival(self, costs: Costs) -> int:
+        others = [limit for limit in range(self._most + 1) if limit != costs.limit]
+        return max(self._untimed_neighbours(costs) or others, key=lambda limit: self._rate(costs, limit))
+
+    def _untimed_neighbours(self, costs: Costs) -> list[int]:
+        near = (costs.limit - 1, costs.limit + 1)
+        return [limit for limit in near if 0 <= limit <= self._most and limit not in costs.seconds]
+
+    def _choose(self, costs: Costs) -> None:
+        best = max(range(self._most + 1), key=lambda limit: self._rate(costs, limit))
+        if self._rate(costs, best) > HYSTERESIS * self._rate(costs, costs.limit):
+            costs.limit = best
+
+    def _rate(self, costs: Costs, limit: int) -> float:
+        """Tokens of a row a second."""
+        return self._acceptance.tokens(limit) / max(costs.cost(limit), 1e-9)

@@ -1,0 +1,86 @@
+"""The compiled kernels as typed calls: C structures, packed weights, and nothing of layers' meaning.
+
+Invariant: every pointer handed over belongs to a tensor that is contiguous, on the CPU and alive.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_uint64, c_void_p
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from model.native.build import find_or_compile
+
+DTYPES = (torch.bfloat16, torch.float32)
+
+
+class ShapeC(Structure):
+    _fields_ = (
+        *((name, c_int32) for name in ("hidden", "intermediate", "heads", "kv_heads", "head_dim", "threads")),
+        ("eps", c_float),
+    )
+
+
+class LayerC(Structure):
+    _fields_ = tuple((name, c_void_p) for name in ("qkv", "out", "gate_up", "down", "qkv_bias", "out_bias"))
+
+
+class WorkC(Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("x", "cis", "slab")),
+        *((name, c_int64) for name in ("layer_stride", "slot_stride", "token_stride")),
+        *((name, POINTER(c_int32)) for name in ("slots", "starts", "widths")),
+        ("scores", c_void_p),
+        *((name, c_int32) for name in ("layers", "rows", "spans", "keys_only")),
+    )
+
+
+SIGNATURES = {
+    "twig_lanes": ([], c_int32),
+    "twig_pack": ([c_void_p, c_int32, c_int32, c_int32, c_int32, c_void_p], None),
+    "twig_layers": ([POINTER(ShapeC), POINTER(LayerC), POINTER(WorkC), c_int32], None),
+    "twig_head": (
+        [c_void_p, *[c_int32] * 4, c_float, c_void_p, c_int32, c_void_p, c_void_p, c_void_p],
+        None,
+    ),
+    "twig_read": ([c_void_p, c_int64, c_int32], c_uint64),
+}
+
+
+class Library:
+    """lanes: floats of a vector; a panel is two of them."""
+
+    def __init__(self, path: Path) -> None:
+        library = ctypes.CDLL(str(path))
+        for name, (arguments, result) in SIGNATURES.items():
+            function = getattr(library, name)
+            function.argtypes, function.restype = arguments, result
+        self.layers, self.head, self.read = library.twig_layers, library.twig_head, library.twig_read
+        self._pack = library.twig_pack
+        self.lanes = int(library.twig_lanes())
+
+    def pack(self, weight: Tensor) -> Tensor:
+        """[inputs, outputs] -> the same in panels of 2 * lanes columns, filled up with zeros."""
+        inputs, outputs = weight.shape
+        weight = weight.contiguous()
+        panels = -(-outputs // (2 * self.lanes))
+        packed = torch.empty(panels * inputs * 2 * self.lanes, dtype=weight.dtype)
+        threads = torch.get_num_threads()
+        self._pack(weight.data_ptr(), inputs, outputs, weight.element_size(), threads, packed.data_ptr())
+        return packed
+
+
+def int32s(values: Sequence[int]) -> ctypes.Array[c_int32]:
+    return (c_int32 * len(values))(*values)
+
+
+@cache
+def load_library() -> Library | None:
+    """The kernels for this machine, compiled at the first call; None where that cannot be."""
+    path = find_or_compile()
+    return None if path is None else Library(path)

@@ -1,0 +1,160 @@
+"""Stacks and heads that run in native code, from the tensors of torch's layers.
+
+Activations are float32 whatever the weights are. Invariant: a layer's torch weights are given up as soon
+as they are packed, so that a model is never twice in memory; after that only the native stack can run it.
+Knows the layout of packed weights, not files or compilers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from model.cache import LayerGroup, Offsets
+from model.decoder import DecoderLayer, DecoderShape, Head
+from model.native.library import DTYPES, LayerC, Library, ShapeC, WorkC, int32s
+
+
+def supports(shape: DecoderShape, dtype: torch.dtype, device: torch.device) -> bool:
+    """Pairs of inputs are stored together, so every product needs an even number of them."""
+    even = not (shape.hidden % 2 or shape.intermediate % 2 or shape.head_dim % 2)
+    return device.type == "cpu" and dtype in DTYPES and even
+
+
+def interleaved(gate_up: Tensor, lanes: int) -> Tensor:
+    """[hidden, gates then ups] -> [hidden, `lanes` gates, their ups, ...], filled up with zeros."""
+    hidden = gate_up.shape[0]
+    missing = -(gate_up.shape[1] // 2) % lanes
+    halves = [F.pad(half, (0, missing)).view(hidden, -1, 1, lanes) for half in gate_up.chunk(2, -1)]
+    return torch.cat(halves, 2).reshape(hidden, -1)
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+class NativeStack:
+    """See `model.stack.Stack`."""
+
+    def __init__(
+        self,
+        library: Library,
+        layers: Sequence[DecoderLayer],
+        shape: DecoderShape,
+        group: LayerGroup,
+        first: int = 0,
+    ) -> None:
+        self.depth, self.group, self.first = len(layers), group, first
+        self._library, self._bf16 = library, int(group.slab.dtype == torch.bfloat16)
+        self._shape = ShapeC(
+            shape.hidden, shape.intermediate, shape.heads, shape.kv_heads, shape.head_dim, 1, shape.norm_eps
+        )
+        self._kept: list[Tensor | None] = []  # alive as long as the pointers
+        self._layers = (LayerC * len(layers))(*[self._packed(layer) for layer in layers])
+
+    def _packed(self, layer: DecoderLayer) -> LayerC:
+        weights = layer.give_up_weights()
+        gate_up = interleaved(weights.gate_up, self._library.lanes)
+        products = [
+            self._library.pack(weight) for weight in (weights.qkv, weights.out, gate_up, weights.down)
+        ]
+        biases = [None if bias is None else bias.float() for bias in (weights.qkv_bias, weights.out_bias)]
+        self._kept += [*products, *biases]
+        return LayerC(*map(_pointer, [*products, *biases]))
+
+    def __call__(
+        self, x: Tensor, cis: Tensor, slots: Sequence[int], widths: Sequence[int], offsets: Offsets = 0
+    ) -> Tensor:
+        if not self.depth:
+            return x
+        return self._run(x, cis, slots, widths, offsets)
+
+    def fill(self, x: Tensor, cis: Tensor, slot: int) -> None:
+        if self.depth and x.shape[0]:
+            self._run(x, cis, [slot], [x.shape[0]], keys_only=True)
+
+    def fill_scored(self, x: Tensor, cis: Tensor, slot: int) -> Tensor:
+        scores = torch.empty(self._shape.heads, self.group.lengths[slot] + x.shape[0])
+        self._run(x, cis, [slot], [x.shape[0]], keys_only=True, scores=scores)
+        return scores.mean(0)
+
+    def _run(
+        self,
+        x: Tensor,
+        cis: Tensor,
+        slots: Sequence[int],
+        widths: Sequence[int],
+        offsets: Offsets = 0,
+        *,
+        keys_only: bool = False,
+        scores: Tensor | None = None,
+    ) -> Tensor:
+        group, x, cis = self.group, x.to(torch.float32, copy=True).contiguous(), cis.contiguous()
+        starts = group.starts(slots, offsets)
+        group.reserve(max(start + width for start, width in zip(starts, widths, strict=True)))
+        slab = group.slab
+        layer_stride, slot_stride, token_stride, _ = slab.stride()
+        work = WorkC(
+            x.data_ptr(),
+            cis.data_ptr(),
+            slab.data_ptr() + self.first * layer_stride * slab.element_size(),
+            layer_stride,
+            slot_stride,
+            token_stride,
+            int32s(slots),
+            int32s(starts),
+            int32s(widths),
+            _pointer(scores),
+            self.depth,
+            x.shape[0],
+            len(slots),
+            keys_only,
+        )
+        self._shape.threads = torch.get_num_threads()
+        self._library.layers(ctypes.byref(self._shape), self._layers, ctypes.byref(work), self._bf16)
+        return x
+
+
+class NativeHead:
+    """See `model.stack.LogitHead`."""
+
+    def __init__(self, library: Library, head: Head, eps: float) -> None:
+        weight = head.give_up_weight()
+        self._library, self._eps = library, eps
+        self._inputs, self._outputs = weight.shape
+        self._bf16 = int(weight.dtype == torch.bfloat16)
+        self._weight = library.pack(weight)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        logits = torch.empty(x.shape[0], self._outputs)
+        self._run(x, logits, None, None)
+        return logits
+
+    def choose(self, x: Tensor) -> list[int]:
+        return self.propose(x)[0]
+
+    def propose(self, x: Tensor) -> tuple[list[int], list[float]]:
+        rows = x.shape[0]
+        tokens, probabilities = torch.empty(rows, dtype=torch.long), torch.empty(rows)
+        self._run(x, torch.empty(rows, self._outputs), tokens, probabilities)
+        return tokens.tolist(), probabilities.tolist()
+
+    def _run(self, x: Tensor, logits: Tensor, tokens: Tensor | None, probabilities: Tensor | None) -> None:
+        x = x.float().contiguous()
+        self._library.head(
+            self._weight.data_ptr(),
+            self._inputs,
+            self._outputs,
+            self._bf16,
+            torch.get_num_threads(),
+            self._eps,
+            x.data_ptr(),
+            x.shape[0],
+            logits.data_ptr(),
+            _pointer(tokens),
+            _pointer(probabilities),
+        )

@@ -1,0 +1,145 @@
+"""What is remembered of pictures: bounded, counted, and never seen in an answer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.engine import Engine
+from model.request import Request
+from model.reuse import Reuse
+from tests.model.harness import IMAGE, Prompt, World, ask, drive, run
+from tests.model.test_batching import facts
+
+IMAGE_ID = 4
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 60)), max_size=60), st.integers(0, 100))
+def test_never_above_its_limit(puts: list[tuple[int, int]], limit: int) -> None:
+    held: Reuse[int] = Reuse(limit)
+    for number, weight in puts:
+        held.put(bytes([number]), number, weight)
+        assert 0 <= held.held_bytes <= limit
+        assert (held.get(bytes([number])) == number) == (
+            weight <= limit or held.get(bytes([number])) is not None
+        )
+
+
+def test_the_longest_unused_goes_first() -> None:
+    held: Reuse[str] = Reuse(30)
+    for name in "abc":
+        held.put(name.encode(), name, 10)
+    assert held.get(b"a") == "a"
+    held.put(b"d", "d", 10)
+    assert [held.get(name.encode()) for name in "abcd"] == ["a", None, "c", "d"]
+    assert (held.uses.hits, held.uses.misses) == (4, 1)
+    held.put(b"e", "e", 31)
+    assert len(held) == 3
+
+
+def other_question(prompt: Prompt, tail: list[int]) -> Prompt:
+    """The same picture and what comes before it, another question behind it."""
+
+    def asked(ids: list[int]) -> list[int]:
+        return ids[: len(ids) - ids[::-1].index(IMAGE_ID)] + tail
+
+    return replace(prompt, ids=asked(prompt.ids), short_ids=asked(prompt.short_ids))
+
+
+def questions(world: World) -> list[Request]:
+    """Two pictures, three questions each, pruned and not, with drafts and without."""
+    prompts = [
+        other_question(world.prompt(seed, 5, IMAGE, 3), tail)
+        for tail in ([20, 30], [40], [50, 60, 70, 80, 90])
+        for seed in (1, 2)
+    ]
+    budgets = (8, 8, 16, 8, None, 6)
+    return [
+        ask(prompt, f"r{index}", retained=budget, speculation=index != 3)
+        for index, (prompt, budget) in enumerate(zip(prompts, budgets, strict=True))
+    ]
+
+
+@pytest.mark.parametrize("kernels", ["auto", "torch"])
+@pytest.mark.parametrize("together", [1, 3])
+def test_answers_do_not_know_of_it(tame: World, kernels: str, together: int) -> None:
+    forgetful = tame.engine(max_batch=together, kernels=kernels, image_cache_bytes=0)
+    engine = tame.engine(max_batch=together, kernels=kernels)
+    for _ in range(2):
+        expected, found = (run(any_engine, *questions(tame)) for any_engine in (forgetful, engine))
+        assert [facts(result) for result in found] == [facts(result) for result in expected]
+    assert engine.stats().prefix_cache_hits >= 8
+    assert forgetful.stats().prefix_cache_hits == forgetful.stats().image_cache_hits == 0
+
+
+def test_what_makes_a_prefix(tame: World) -> None:
+    """Another picture, other words before it, and whether the twig read it; not the question, not R-bar."""
+    engine = tame.engine(max_batch=1)
+    prompt = tame.prompt(1, 5, IMAGE, 3)
+    pixels = prompt.pixels
+    assert pixels is not None
+
+    def hits(name: str, one: Prompt, **options: object) -> int:
+        before = engine.stats().prefix_cache_hits
+        run(engine, ask(one, name, max_tokens=2, **options))  # type: ignore[arg-type]
+        return engine.stats().prefix_cache_hits - before
+
+    assert hits("new", prompt, retained=8) == 0
+    assert hits("other question", other_question(prompt, [7, 8, 9]), retained=6) == 1
+    assert hits("other picture", replace(prompt, pixels=pixels + 1e-3), retained=8) == 0
+    assert hits("other words", tame.prompt(9, 5, IMAGE, 3), retained=8) == 0
+    assert hits("no twig", prompt, retained=16, speculation=False) == 0
+    assert hits("no twig again", prompt, retained=16, speculation=False) == 1
+    assert hits("text alone", tame.prompt(3, 6)) == 0
+
+
+def test_a_prompt_that_ends_in_its_picture(tame: World) -> None:
+    engine = tame.engine(max_batch=1)
+    first, second = (run(engine, ask(tame.prompt(1, 5, IMAGE), name, retained=8))[0] for name in "ab")
+    assert first.token_ids == second.token_ids
+    assert engine.stats().prefix_cache_hits == 0
+    assert engine.stats().image_cache_hits == 1
+
+
+def towers(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Pictures of each pass of the tower, as they come."""
+    passes: list[int] = []
+    adapter = engine._runner.vision.adapter
+    encode = adapter.encode_images
+
+    def counted(pixels: object) -> torch.Tensor:
+        passes.append(len(pixels.sizes))  # type: ignore[attr-defined]
+        return encode(pixels)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(adapter, "encode_images", counted)
+    return passes
+
+
+def test_those_that_join_together_are_seen_together(tame: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four different pictures of five requests and one text in one pass, the same picture once."""
+    engine = tame.engine(max_batch=6)
+    passes = towers(engine, monkeypatch)
+    seeds = (1, 2, 3, 2, 4)
+    requests = [ask(tame.prompt(seed, 5, IMAGE, 3), f"r{i}", retained=8) for i, seed in enumerate(seeds)]
+    requests.append(ask(tame.prompt(9, 7), "text"))
+    expected = {str(r.request_id): facts(run(tame.engine(max_batch=1), r)[0]) for r in requests}
+    traces = drive(engine, requests)
+    assert passes == [4]
+    assert {name: facts(trace.result) for name, trace in traces.items()} == expected
+
+
+def test_a_picture_that_cannot_be_seen_harms_its_own_request_alone(tame: World) -> None:
+    good, bad = tame.prompt(1, 5, IMAGE, 3), tame.prompt(2, 5, IMAGE, 3)
+    assert bad.pixels is not None
+    broken = replace(bad, pixels=bad.pixels * float("nan"))
+    requests = [ask(one, name) for name, one in (("a", good), ("b", broken), ("c", tame.prompt(3, 5, IMAGE)))]
+    traces = drive(tame.engine(), requests)
+    assert {name: trace.result.finish_reason == "error" for name, trace in traces.items()} == {
+        "a": False,
+        "b": True,
+        "c": False,
+    }

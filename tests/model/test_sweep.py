@@ -1,0 +1,38 @@
+"""The sweep runs on a tiny model, and its page shows every point."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from model.bench import sweep
+from model.bench.sweep import AXES, MODES, Plan, Point, run_sweep
+from model.bench.sweep_report import write_report
+from tests.model.harness import World
+
+
+def test_a_point_for_every_value_and_one_change_at_a_time() -> None:
+    points = Plan(AXES).points()
+    assert len(points) == sum(len(values) for values in AXES.values())
+    centre = Point()
+    for axis, point in points:
+        changed = {name for name in AXES if getattr(point, name) != getattr(centre, name)}
+        assert changed <= {axis}
+
+
+def test_the_page(tame: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "find_model", lambda *_args: (tame.base_path, tame.twig_path))
+    axes = {"batch": (1, 2), "draft_tokens": (1, 2)}
+    plan = Plan(axes, Point(retained_tokens=8, answer_tokens=6), threads=1, repeats=1, dtype="float32")
+    ticks: list[str] = []
+    report = run_sweep(["tiny"], plan, ticks.append)
+    assert len(ticks) == len(report["results"]) == 4
+    for row in report["results"]:
+        assert all(row[mode] > 0 for mode in MODES)
+    page = write_report(report, tmp_path, "the command").read_text()
+    assert "`the command`" in page
+    assert page.count("## tiny") == 2
+    assert (tmp_path / "performance.svg").read_text().startswith("<?xml")
+    assert json.loads((tmp_path / "performance.json").read_text())["command"] == "the command"
