@@ -197,6 +197,10 @@ class Engine:
         return self._runner.next_logits(prompt, self._runner.encode(prompt))
 
     @property
+    def governed(self) -> bool:
+        return self._governor is not None
+
+    @property
     def kernels(self) -> str:
         """What decodes: `native` code, or `torch`."""
         return self._runner.vlm.kernels

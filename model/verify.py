@@ -57,7 +57,7 @@ def verify(config: VerifyConfig, tick: Tick = lambda _answers: None) -> dict[str
                 config.twig,
                 device=config.device,
                 dtype=dtype,
-                config=EngineConfig(max_batch=config.batch, threads=config.threads),
+                config=EngineConfig(max_batch=config.batch, threads=config.threads, governor=False),
                 fork_layer=config.fork_layer,
                 drop_layer=config.drop_layer,
             )

@@ -103,7 +103,8 @@ class Sweep:
         for repeat in range(self.plan.repeats + 1):
             for mode in MODES:
                 side = self.side(point.draft_tokens, mode == "governed")
-                run = side.run(prompts, limits, Mode(point.retained_tokens, mode != "off"))
+                asked = Mode.of(side.engine.card, point.retained_tokens, mode != "off")
+                run = side.run(prompts, limits, asked)
                 if repeat:
                     found[mode].append(Figures.of([run]))
         return {mode: Figures.median(figures) for mode, figures in found.items()}
