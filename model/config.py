@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
+from model.scorers import SCORERS
+
 ImageFit = Literal["pad"]
 Kernels = Literal["auto", "torch"]
 
@@ -32,6 +34,7 @@ class EngineConfig:
     (qwen2_5_vl): larger ones are shrunk.
     quality: tier name -> R-bar of one image. threads: torch's, for the whole process.
     kernels: "auto" decodes with native code where it can be had, "torch" with torch's operations.
+    scorer: who ranks the visual tokens (`model.scorers`): the twig, or one of those it is compared with.
     governor: whether drafts are shortened, down to none, where they cost more than they bring.
     """
 
@@ -48,6 +51,7 @@ class EngineConfig:
     threads: int | None = None
     kernels: Kernels = "auto"
     governor: bool = True
+    scorer: str = "ttp"
 
     def __post_init__(self) -> None:
         _require(self.max_batch >= 1, f"max_batch must be at least 1, not {self.max_batch}")
@@ -59,6 +63,7 @@ class EngineConfig:
         _require(
             self.kernels in ("auto", "torch"), f'kernels must be "auto" or "torch", not {self.kernels!r}'
         )
+        _require(self.scorer in SCORERS, f"scorer must be one of {', '.join(SCORERS)}, not {self.scorer!r}")
         _require(
             self.image_cache_bytes >= 0,
             f"image_cache_bytes must not be negative, not {self.image_cache_bytes}",

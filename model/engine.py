@@ -34,6 +34,7 @@ from model.randomness import sampler_of
 from model.request import FinishReason, Request, RequestError, Result, SamplingParams, StepOutput
 from model.runner import Row, RowOutcome, Runner
 from model.scheduler import Scheduler
+from model.scorers import SCORERS
 from model.stops import StopStrings
 from model.twig import Twig, load_twig
 
@@ -97,6 +98,7 @@ class Engine:
             max_model_len=limits.max_model_len,
             draft_tokens=limits.draft_tokens,
             draft_threshold=limits.draft_threshold,
+            scorer=SCORERS[config.scorer],
             kernels=config.kernels,
             image_cache_bytes=config.image_cache_bytes,
             dtype=dtype,

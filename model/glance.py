@@ -30,8 +30,14 @@ class Glance:
     states: Tensor
     angles: Tensor
     attention: Tensor
-    fork_layer: int
-    twig_layers: int
+
+    @property
+    def fork_layer(self) -> int:
+        return self.vlm.trunk.depth
+
+    @property
+    def twig_layers(self) -> int:
+        return self.vlm.twig.depth
 
     @property
     def grids(self) -> list[tuple[int, int]]:

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from model.generation import Prompt
-from model.pruning import Selector, everything, survivors, top_scores
+from model.glance import Glance
+from model.pruning import everything, survivors, top_scores
+from model.scorers import Scorer
 from model.vision import Prefix, Sight, Vision
 from model.vlm import SplitVlm
 
@@ -33,8 +35,8 @@ class Prefilled:
 
 
 class Prefill:
-    def __init__(self, vlm: SplitVlm, vision: Vision, select: Selector = top_scores) -> None:
-        self.vlm, self.vision, self.select = vlm, vision, select
+    def __init__(self, vlm: SplitVlm, vision: Vision, scorer: Scorer) -> None:
+        self.vlm, self.vision, self.scorer = vlm, vision, scorer
 
     def __call__(self, prompt: Prompt, sight: Sight) -> Prefilled:
         """Takes a slot and fills it with all but the pending token.
@@ -74,15 +76,17 @@ class Prefill:
         """The prompt into all groups but for its last token, which only trunk and twig read already."""
         length = len(prompt.token_ids)
         angles = self.vlm.prompt_angles(prompt.positions, length)
-        x, scores = self._read(slot, prompt, x, angles[length - x.shape[0] :])
+        x, attention = self._read(slot, prompt, x, angles[length - x.shape[0] :])
         if sight.prefix is not None:
             x = torch.cat((sight.prefix.states, x))
         elif sight.prefix_key is not None:
             self._keep(slot, sight.prefix_key, x[: prompt.visual[-1] + 1])
-        if scores is None:
+        scores: list[float] | None = None
+        if attention is None:
             indices, stay = list(range(len(prompt.visual))), everything(length)
         else:
-            indices = self.select(scores, prompt.kept_tokens)
+            scores = list(self.scorer(Glance(self.vlm, prompt, x, angles, attention)))
+            indices = top_scores(scores, prompt.kept_tokens)
             stay = survivors(length, prompt.visual, indices)
         kept, text = stay.kept[:-1], stay.text[:-1]
         self._fill_base(slot, x, angles, kept, text)
@@ -93,14 +97,13 @@ class Prefill:
         rows = self.vlm.cache.full.rows(slot, states.shape[0])
         self.vision.keep(key, Prefix(states.clone(), rows))
 
-    def _read(self, slot: int, prompt: Prompt, x: Tensor, cis: Tensor) -> tuple[Tensor, list[float] | None]:
-        """Trunk and twig over the rest of the prompt -> the trunk's states, and scores if it is pruned."""
+    def _read(self, slot: int, prompt: Prompt, x: Tensor, cis: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Trunk and twig over the rest of the prompt -> the trunk's states, and if it is pruned the twig's
+        attention of the last token [P]."""
         vlm = self.vlm
         x = vlm.trunk(x, cis, [slot], [x.shape[0]])
         if prompt.pruned:
-            attention = vlm.twig.fill_scored(x, cis, slot)
-            scores: list[float] = attention[vlm.tensor(prompt.visual)].tolist()
-            return x, scores
+            return x, vlm.twig.fill_scored(x, cis, slot)
         if prompt.speculate:
             vlm.twig.fill(x, cis, slot)
         return x, None

@@ -6,14 +6,11 @@ Knows nothing of layers' weights or caches; scores come in as plain numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from model.request import RequestError
-
-Scores = Sequence[float]
-# Picks `count` of the visual tokens by score; returns their indices, ascending.
-Selector = Callable[[Scores, int], list[int]]
+from model.scorers import Scores
 
 
 def pruned_tokens(retained: int, layers: int, image_tokens: int, fork_layer: int, drop_layer: int) -> int:

@@ -20,6 +20,7 @@ from model.generation import Prompt
 from model.prefill import Prefill, Prefilled
 from model.randomness import Draw
 from model.sampling import Lottery
+from model.scorers import Scorer
 from model.speculative import DraftStop, accept, draft_stop, drafting_stops
 from model.twig import Twig
 from model.vision import Sight, Vision
@@ -111,6 +112,7 @@ class Runner:
         max_model_len: int,
         draft_tokens: int,
         draft_threshold: float,
+        scorer: Scorer,
         kernels: str,
         image_cache_bytes: int,
         dtype: torch.dtype,
@@ -128,7 +130,7 @@ class Runner:
         )
         self.cache, self.device = self.vlm.cache, device
         self.vision = Vision(adapter, image_cache_bytes, self.cache.full.layers > 0)
-        self._prefill = Prefill(self.vlm, self.vision)
+        self._prefill = Prefill(self.vlm, self.vision, scorer)
 
     @torch.inference_mode()
     def encode(self, prompt: Prompt) -> Sight:

@@ -21,10 +21,17 @@ class PromptView(Protocol):
     fork_layer, twig_layers: K and T.
     """
 
-    grids: Sequence[tuple[int, int]]
-    seed: int
-    fork_layer: int
-    twig_layers: int
+    @property
+    def grids(self) -> Sequence[tuple[int, int]]: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def fork_layer(self) -> int: ...
+
+    @property
+    def twig_layers(self) -> int: ...
 
     def twig_attention(self) -> Scores:
         """The last prompt token's attention in the last twig layer, mean over heads."""

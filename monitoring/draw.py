@@ -124,7 +124,8 @@ def _heat(axes: Any, found: list[Series]) -> None:
 
 
 def _clock(axes: Any) -> None:
-    axes.xaxis.set_major_formatter(DateFormatter("%H:%M", tz=datetime.UTC))
+    clock = DateFormatter("%H:%M", tz=datetime.UTC)  # type: ignore[no-untyped-call]
+    axes.xaxis.set_major_formatter(clock)
     axes.tick_params(labelsize=6)
 
 

@@ -83,7 +83,6 @@ class LlavaAdapter(HubAdapter):
         features = self._vision.get_image_features(pixel_values=values, return_dict=True).pooler_output
         return torch.cat(list(features))
 
-
     def saliency(self, pixels: Pixels) -> Tensor:
         """[sum of M]: what [CLS] attends to in the tower's last layer, mean over heads."""
         tower = self._vision.vision_tower

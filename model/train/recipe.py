@@ -23,8 +23,8 @@ from model.train.tower import TOWER_CONFIG, TowerRun
 from model.train.twig import TwigRun
 
 POOL_SCENES = 8000
-# K=1, T=2, F=12: a budget of 64 keeps R' = 41 visual tokens, the numbers of the paper's own shape. 128 is what
-# a request gets that names none: it costs this base nothing that can be measured, 64 costs it small objects.
+# K=1, T=2, F=12: a budget of 64 keeps R' = 41 visual tokens, the numbers of the paper's own shape. A request
+# that names no budget gets 128, which costs this base next to nothing; 64 costs it some objects.
 FORK_LAYER, TWIG_LAYERS, RETAINED_TOKENS = 1, 2, 128
 
 Tick = Callable[[int], Any]

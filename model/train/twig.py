@@ -58,7 +58,7 @@ class Twig(nn.Module):
     def forward(
         self, hidden: torch.Tensor, inputs: LayerInputs, look: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """[B, N, hidden] of the trunk -> the same, normed; and if asked the last layer's attention [B, N, N]."""
+        """[B, N, hidden] of the trunk -> the same, normed; if asked the last layer's attention [B, N, N]."""
         *lower, last = self.model.layers
         for layer in lower:
             hidden = layer(hidden, **inputs)

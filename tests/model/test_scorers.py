@@ -106,7 +106,7 @@ def test_saliency_is_the_towers_class_attention(world: World) -> None:
 
 
 def test_an_unknown_scorer_names_the_known() -> None:
-    with pytest.raises(ValueError, match="ttp.*random.*grid.*fastv.*saliency"):
+    with pytest.raises(ValueError, match=r"ttp.*random.*grid.*fastv.*saliency"):
         EngineConfig(scorer="best")
 
 
