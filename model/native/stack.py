@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from model.cache import LayerGroup, Offsets
 from model.decoder import DecoderLayer, DecoderShape, Head
-from model.native.library import DTYPES, LayerC, Library, ShapeC, WorkC, int32s
+from model.native.library import DTYPES, LayerC, Library, ShapeC, WorkC, int32s, return_free_memory
 
 
 def supports(shape: DecoderShape, dtype: torch.dtype, device: torch.device) -> bool:
@@ -64,6 +64,8 @@ class NativeStack:
         ]
         biases = [None if bias is None else bias.float() for bias in (weights.qkv_bias, weights.out_bias)]
         self._kept += [*products, *biases]
+        del weights, gate_up
+        return_free_memory()
         return LayerC(*map(_pointer, [*products, *biases]))
 
     def __call__(
