@@ -72,5 +72,5 @@ drills: install      ## the service broken in every way we know, one JSON line e
 cluster-drill: install ## several hosts on one machine, rolled and cut under load; needs root. ARGS="--engine embedded"
 	$(BIN)/python -m loadtest.cluster $(ARGS)
 
-dashboards: install  ## the dashboards' JSON and the Kubernetes rules, from monitoring/
-	$(BIN)/python -m monitoring
+dashboards: install  ## the dashboards' JSON and the Kubernetes rules, from k8s/monitoring/
+	$(BIN)/python -m k8s.monitoring

@@ -11,8 +11,8 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard as GrafanaDashboard
 
-from monitoring.__main__ import DASHBOARDS, generated
-from monitoring.grafana import COLUMNS, Dashboard
+from k8s.monitoring.__main__ import DASHBOARDS, generated
+from k8s.monitoring.grafana import COLUMNS, Dashboard
 from tests.deploy.cluster import render
 from tests.deploy.dockerfile import ROOT
 
@@ -20,7 +20,7 @@ every_dashboard = pytest.mark.parametrize("dashboard", DASHBOARDS, ids=lambda on
 
 
 def test_the_committed_files_are_what_the_source_gives() -> None:
-    """If this fails: `python -m monitoring`."""
+    """If this fails: `python -m k8s.monitoring`."""
     assert {path.name: path.read_text() for path in generated()} == {
         path.name: text for path, text in generated().items()
     }

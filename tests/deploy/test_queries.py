@@ -17,8 +17,8 @@ import promql_parser
 import pytest
 import redis
 
-from monitoring.__main__ import DASHBOARDS
-from monitoring.grafana import Dashboard
+from k8s.monitoring.__main__ import DASHBOARDS
+from k8s.monitoring.grafana import Dashboard
 from service.embedded_redis import EmbeddedRedis
 from tests.deploy.cluster import render
 from tests.deploy.test_alerts import ALERTS, GROUPS

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from monitoring.grafana import Dashboard, Panel, Query, Row
-from monitoring.promql import buckets, maximum, mean, metric, quantiles, rate, ratio
+from k8s.monitoring.grafana import Dashboard, Panel, Query, Row
+from k8s.monitoring.promql import buckets, maximum, mean, metric, quantiles, rate, ratio
 
 HERE = ('instance=~"$instance"',)
 ACCEPTANCE = ratio("spec_decode_num_accepted_tokens", "spec_decode_num_draft_tokens", *HERE)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from monitoring.grafana import Dashboard, Panel, Query, Row
-from monitoring.promql import NAMESPACE, metric, rate, ratio, total
+from k8s.monitoring.grafana import Dashboard, Panel, Query, Row
+from k8s.monitoring.promql import NAMESPACE, metric, rate, ratio, total
 
 # `worker` is there where one gateway tells of several workers (`twigserve serve`).
 EACH = "instance, worker"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 
 HEAD = """\
-# Generated from rules.yml by `python -m monitoring`.
+# Generated from rules.yml by `python -m k8s.monitoring`.
 apiVersion: monitoring.coreos.com/v1
 kind: PrometheusRule
 metadata:

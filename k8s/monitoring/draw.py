@@ -1,4 +1,4 @@
-"""python -m monitoring.draw PROMETHEUS FOLDER: each dashboard as a picture of what a Prometheus holds.
+"""python -m k8s.monitoring.draw PROMETHEUS FOLDER: each dashboard as a picture of what a Prometheus holds.
 
 For documentation, where no Grafana is: the panels' own queries over the last minutes, in the panels' places.
 """
@@ -17,8 +17,8 @@ import httpx
 from matplotlib.dates import DateFormatter
 from matplotlib.figure import Figure
 
-from monitoring.__main__ import DASHBOARDS
-from monitoring.grafana import COLUMNS, Dashboard, Json
+from k8s.monitoring.__main__ import DASHBOARDS
+from k8s.monitoring.grafana import COLUMNS, Dashboard, Json
 
 STEPS = 120
 RATE_WINDOW = "30s"
@@ -150,7 +150,7 @@ def _number(number: float, unit: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="monitoring.draw", description=__doc__.partition("\n\n")[0])
+    parser = argparse.ArgumentParser(prog="k8s.monitoring.draw", description=__doc__.partition("\n\n")[0])
     parser.add_argument("prometheus", help="its URL")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--minutes", type=float, default=5.0)

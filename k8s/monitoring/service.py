@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from monitoring.grafana import Dashboard, Panel, Query, Row
-from monitoring.promql import buckets, maximum, mean, metric, quantiles, rate, rate_of, total
+from k8s.monitoring.grafana import Dashboard, Panel, Query, Row
+from k8s.monitoring.promql import buckets, maximum, mean, metric, quantiles, rate, rate_of, total
 
 ALL = "twigvlm_request_(success|failure)_total"
 # What the objective counts: a client's own mistakes are no request of the service.

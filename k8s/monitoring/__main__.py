@@ -1,16 +1,16 @@
-"""python -m monitoring: writes what is generated. A test holds the committed files to it."""
+"""python -m k8s.monitoring: writes what is generated. A test holds the committed files to it."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from monitoring.fleet import FLEET
-from monitoring.model import MODEL
-from monitoring.rules import prometheus_rule
-from monitoring.service import SERVICE
+from k8s.monitoring.fleet import FLEET
+from k8s.monitoring.model import MODEL
+from k8s.monitoring.rules import prometheus_rule
+from k8s.monitoring.service import SERVICE
 
-K8S = Path(__file__).resolve().parent.parent / "k8s"
+K8S = Path(__file__).resolve().parent.parent
 RULES = K8S / "alerts" / "rules.yml"
 DASHBOARDS = (SERVICE, MODEL, FLEET)
 

@@ -6,7 +6,7 @@ there is no such label (the compose file) its value `.*` matches that too. Match
 
 from __future__ import annotations
 
-from monitoring.grafana import Query
+from k8s.monitoring.grafana import Query
 
 PREFIX = "twigvlm_"
 WINDOW = "$__rate_interval"
