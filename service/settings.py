@@ -170,7 +170,7 @@ class WorkerSettings(_Settings):
     redis: RedisSettings = Field(default_factory=RedisSettings)
     tracing: TracingSettings = Field(default_factory=TracingSettings)
     worker_id: str | None = Field(None, pattern=r"^[A-Za-z0-9_.-]{1,128}$")
-    poll_s: float = Field(2.0, gt=0)
+    poll_s: float = Field(4.0, gt=0)
     heartbeat_s: float = Field(5.0, gt=0)
     heartbeat_ttl_s: float = Field(15.0, gt=0)
     drain_s: float = Field(20.0, ge=0)

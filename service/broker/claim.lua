@@ -95,11 +95,16 @@ local function admit(entry, id)
   return true
 end
 
+local exhausted = false
+
 local function take_waiting()
   local drops = 0
   while #claims < limit and drops < MAX_DROPS do
     local taken = dequeue(model)
-    if not taken then return end
+    if not taken then
+      exhausted = true
+      return
+    end
     local runs = false
     if redis.call('HGET', job_key(taken.id), 'state') ~= 'running' then
       -- Puts the entry among the pending ones, whose idle time is the lease.
@@ -118,5 +123,5 @@ count.expired = count.expired + sweep(now)
 for _, entry in ipairs(found) do admit(entry[1], entry[2][2]) end
 take_waiting()
 -- Nothing was there at this instant: every later job pushes a new element, so no wake can be missed.
-if #found == 0 and #claims == 0 and not next_of(model) then redis.call('DEL', WAKE, wake_key(model)) end
+if #found == 0 and #claims == 0 and exhausted then redis.call('DEL', WAKE, wake_key(model)) end
 return {cursor, claims, count.redelivered, count.cancelled, count.expired, count.poisoned}

@@ -57,6 +57,7 @@ local function step_out(class, owner, tokens, entry, id)
 end
 
 local function next_class()
+  if redis.call('EXISTS', fair_key(INTERACTIVE), fair_key(BATCH)) == 0 then return nil end -- an idle fleet asks this
   local interactive, batch = backlogged(INTERACTIVE), backlogged(BATCH)
   if interactive and batch then
     return served('class:' .. BATCH) < served('class:' .. INTERACTIVE) and BATCH or INTERACTIVE
