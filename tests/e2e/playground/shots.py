@@ -52,7 +52,7 @@ def opened(browser: Browser, url: str, scene: str, **options: object) -> Page:
     page.goto(url)
     page.get_by_role("button", name=scene, exact=True).click()
     page.locator("#send:enabled").wait_for()
-    page.get_by_role("button", name="Fast").first.click()
+    page.get_by_role("button", name="Best").first.click()
     return page
 
 
