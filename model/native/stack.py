@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from model.cache import LayerGroup, Offsets
 from model.decoder import DecoderLayer, DecoderShape, Head
@@ -27,10 +26,14 @@ def supports(shape: DecoderShape, dtype: torch.dtype, device: torch.device) -> b
 
 def interleaved(gate_up: Tensor, lanes: int) -> Tensor:
     """[hidden, gates then ups] -> [hidden, `lanes` gates, their ups, ...], filled up with zeros."""
-    hidden = gate_up.shape[0]
-    missing = -(gate_up.shape[1] // 2) % lanes
-    halves = [F.pad(half, (0, missing)).view(hidden, -1, 1, lanes) for half in gate_up.chunk(2, -1)]
-    return torch.cat(halves, 2).reshape(hidden, -1)
+    hidden, width = gate_up.shape[0], gate_up.shape[1] // 2
+    whole, rest = divmod(width, lanes)
+    mixed = gate_up.new_zeros(hidden, whole + (rest > 0), 2, lanes)
+    for half, part in enumerate(gate_up.chunk(2, -1)):
+        mixed[:, :whole, half] = part[:, : whole * lanes].unflatten(1, (whole, lanes))
+        if rest:
+            mixed[:, whole, half, :rest] = part[:, whole * lanes :]
+    return mixed.view(hidden, -1)
 
 
 def _pointer(tensor: Tensor | None) -> int | None:
@@ -57,16 +60,17 @@ class NativeStack:
         self._layers = (LayerC * len(layers))(*[self._packed(layer) for layer in layers])
 
     def _packed(self, layer: DecoderLayer) -> LayerC:
-        weights = layer.give_up_weights()
-        gate_up = interleaved(weights.gate_up, self._library.lanes)
-        products = [
-            self._library.pack(weight) for weight in (weights.qkv, weights.out, gate_up, weights.down)
-        ]
-        biases = [None if bias is None else bias.float() for bias in (weights.qkv_bias, weights.out_bias)]
-        self._kept += [*products, *biases]
-        del weights, gate_up
-        return_free_memory()
-        return LayerC(*map(_pointer, [*products, *biases]))
+        """One product at a time, so that no more than one is twice in memory."""
+        weights = layer.give_up_weights()._asdict()
+        biases = [weights.pop(name) for name in ("qkv_bias", "out_bias")]
+        weights["gate_up"] = interleaved(weights["gate_up"], self._library.lanes)
+        kept = []
+        for name in ("qkv", "out", "gate_up", "down"):
+            kept.append(self._library.pack(weights.pop(name)))
+            return_free_memory()
+        kept += [None if bias is None else bias.float() for bias in biases]
+        self._kept += kept
+        return LayerC(*map(_pointer, kept))
 
     def __call__(
         self, x: Tensor, cis: Tensor, slots: Sequence[int], widths: Sequence[int], offsets: Offsets = 0

@@ -107,7 +107,7 @@ def engine(base: Path, twig: Path) -> Engine:
         base,
         twig,
         dtype="float32",
-        config=EngineConfig(max_batch=2, draft_threshold=0.0),
+        config=EngineConfig(max_batch=2, draft_threshold=0.0, governor=False),
         fork_layer=FORK,
         drop_layer=DROP,
     )

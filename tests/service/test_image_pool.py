@@ -168,7 +168,7 @@ async def test_a_giant_does_not_hold_the_event_loop(pool: ImagePool, giant: byte
         await asyncio.sleep(0.005)
         turns += 1
     assert (await decoding).width == 48
-    assert turns > 10
+    assert turns > 3  # a loop that waits for the codec turns once
 
 
 async def test_pictures_in_decoding_delay_no_stream(live: Live, worker: ScriptedWorker) -> None:
