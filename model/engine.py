@@ -333,7 +333,7 @@ class Engine:
         most, catch_up = self._runner.draft_tokens, CATCH_UP_TOKENS // len(running)
         budgets = [generation.budget(most, catch_up) for generation in running]
         governor = self._governor if any(budgets) else None
-        limit = governor.begin(len(running)) if governor else most
+        limit = governor.begin(len(running), self._runner.held_tokens) if governor else most
         rows = [
             Row(g.pending, g.vector, min(budget, limit), g.eos, g.draw(), g.prompt.shift, g.unread)
             for g, budget in zip(running, budgets, strict=True)

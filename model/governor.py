@@ -1,7 +1,8 @@
 """How many drafts a round may take, by what rounds cost here and what of their drafts is accepted. No torch.
 
 Drafting pays where the verifier waits for memory and costs where it waits for arithmetic, so the limit is
-found for each batch size. What a limit yields follows from acceptance by position, which every round
+found for each batch size and, in steps of four, for how many tokens its rows hold: pruned and unpruned
+answers cost differently. What a limit yields follows from acceptance by position, which every round
 measures; what it costs has to be timed at that limit, or lies between two limits that were.
 Invariant: only the number of drafts is decided here, so no result depends on it.
 Knows rows and seconds, not sequences or tensors; the clock is given.
@@ -30,6 +31,9 @@ ACCEPTANCE_STEP = 0.01
 ASSUMED_ACCEPTANCE = 0.7
 
 
+Load = tuple[int, int]  # rows, and the class of what they hold
+
+
 class Acceptance:
     """chances[i]: how probably a row's draft at position i is made and accepted."""
 
@@ -50,7 +54,7 @@ class Acceptance:
 
 @dataclass
 class Costs:
-    """What one batch size knows. seconds: the last rounds by limit; limit: the one in force."""
+    """What is known of one load. seconds: the last rounds by limit; limit: the one in force."""
 
     limit: int
     seconds: dict[int, deque[float]] = field(default_factory=dict)
@@ -82,31 +86,37 @@ class Governor:
     def __init__(self, draft_tokens: int, clock: Callable[[], float]) -> None:
         self._most, self._clock = draft_tokens, clock
         self._acceptance = Acceptance(draft_tokens)
-        self._costs: dict[int, Costs] = {}
-        self._rows, self._given, self._started = 0, draft_tokens, 0.0
+        self._costs: dict[Load, Costs] = {}
+        self._load, self._given, self._started = (0, 0), draft_tokens, 0.0
 
-    def begin(self, rows: int) -> int:
-        """The most drafts of each row in the round of so many rows that starts now."""
-        costs = self._costs.get(rows)
+    def begin(self, rows: int, cached_tokens: int = 0) -> int:
+        """The most drafts of each row in the round that starts now, of so many rows.
+
+        cached_tokens: what the verifying layers hold of all of them.
+        """
+        self._load = rows, cached_tokens.bit_length() // 2
+        costs = self._costs.get(self._load)
         if costs is None:
-            costs = self._costs[rows] = Costs(self._like(rows))
+            costs = self._costs[self._load] = Costs(self._like(*self._load))
             costs.try_out(costs.limit)
         self._given = costs.limit if costs.trial is None else costs.trial
-        self._rows, self._started = rows, self._clock()
+        self._started = self._clock()
         return self._given
 
     def end(self, accepted: Sequence[int]) -> None:
         """accepted: of each row that could draft."""
         seconds = self._clock() - self._started
-        costs = self._costs[self._rows]
+        costs = self._costs[self._load]
         costs.observe(self._given, seconds)
         for count in accepted:
             self._acceptance.observe(self._given, count)
         self._advance(costs)
 
-    def _like(self, rows: int) -> int:
-        """What the batch size nearest to this one has settled on."""
-        nearest = min(self._costs, key=lambda known: abs(known - rows), default=None)
+    def _like(self, rows: int, held: int) -> int:
+        """What the load nearest to this one has settled on."""
+        nearest = min(
+            self._costs, key=lambda known: (abs(known[1] - held), abs(known[0] - rows)), default=None
+        )
         return self._most if nearest is None else self._costs[nearest].limit
 
     def _advance(self, costs: Costs) -> None:

@@ -132,6 +132,11 @@ class Runner:
         self.vision = Vision(adapter, image_cache_bytes, self.cache.full.layers > 0)
         self._prefill = Prefill(self.vlm, self.vision, scorer)
 
+    @property
+    def held_tokens(self) -> int:
+        """Of all sequences together, in the layers that verify first."""
+        return sum(self.cache.kept.lengths)
+
     @torch.inference_mode()
     def encode(self, prompt: Prompt) -> Sight:
         """Vision of all the prompt's pictures, or what is remembered of them."""

@@ -130,8 +130,21 @@ class Script(Governor):
         super().__init__(4, lambda: machine.now)
         self.turn = 0
 
-    def begin(self, rows: int) -> int:
-        super().begin(rows)
+    def begin(self, rows: int, cached_tokens: int = 0) -> int:
+        super().begin(rows, cached_tokens)
         self.turn += 1
         self._given = (0, 0, 3, 1, 0, 4)[self.turn % 6]
         return self._given
+
+
+def test_pruned_and_unpruned_batches_have_costs_of_their_own() -> None:
+    """Drafts that pay on long caches were kept on short ones, where they cost: one size of batch, one memory."""
+    now = 0.0
+    governor = Governor(4, lambda: now)
+    for _ in range(60):
+        for cached, draft_s in ((5000, 0.01), (600, 1.0)):
+            limit = governor.begin(8, cached)
+            now += 1.0 + draft_s * limit
+            governor.end([limit] * 8)
+    assert governor.begin(8, 5000) == 4
+    assert governor.begin(8, 600) == 0
