@@ -148,7 +148,7 @@ def test_report_says_what_was_done(report: dict[str, list[dict[str, object]]]) -
     for (method, _), row in by_case.items():
         assert row["tokens_per_s"] > 0
         assert row["ttft_ms"] > 0
-        # With drafts it may be none as well: the governor's choice, on a model where they cost what they bring.
+        # With drafts it may be none as well: the governor's choice, where they cost what they bring.
         assert method in {"ssd", "ttp_ssd"} or row["acceptance"] is None
         assert (row["roofline"] is not None) == (method == "plain")
         assert row["retained_tokens"] == (8 if method.startswith("ttp") else 16)

@@ -138,7 +138,7 @@ class Script(Governor):
 
 
 def test_pruned_and_unpruned_batches_have_costs_of_their_own() -> None:
-    """Drafts that pay on long caches were kept on short ones, where they cost: one size of batch, one memory."""
+    """Drafts that pay on long caches were kept on short ones, where they cost: one size, one memory."""
     now = 0.0
     governor = Governor(4, lambda: now)
     for _ in range(60):
