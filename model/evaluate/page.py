@@ -6,7 +6,6 @@ Written whole by one run of `twigserve evaluate --page`, so that no figure on it
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +54,6 @@ text is the pruned model's own at every setting.
 
 {drafting}
 """
-
-
-@dataclass(frozen=True)
-class _Drafting:
-    threshold: float
-    drafts: int
-    budget: int
 
 
 def write_page(path: Path, loader: Loader, sprites: Path, scenes: int, entries: Sequence[Entry]) -> None:
