@@ -31,7 +31,7 @@ async def restart(server: EmbeddedRedis, *brokers: RedisGatewayBroker) -> None:
 
 
 async def reached(broker: RedisGatewayBroker) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while True:
             try:
                 return await broker.ping()
@@ -58,7 +58,7 @@ async def test_a_lost_job_comes_back_whole():
         assert status is not None
         assert (status.state, status.attempt, status.last_seq) == ("queued", 1, 1)
         holder = None
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while holder is None:
                 with contextlib.suppress(BrokerUnavailable):  # a broken connection is met once
                     holder = await gateway.keyed_job("key")
