@@ -102,9 +102,7 @@ def foresight_loss(ranks: Sequence[Tensor], target: Sequence[Tensor], reading: R
 
 
 @torch.no_grad()
-def base_distribution(
-    base: FrozenBase, reading: Reading, ranks: Sequence[Tensor], share: float
-) -> Tensor:
+def base_distribution(base: FrozenBase, reading: Reading, ranks: Sequence[Tensor], share: float) -> Tensor:
     """[A, vocabulary]: what the base says next where it is pruned to R-bar = share * M.
 
     One choice of visual tokens a sequence, by what all its last prompt tokens look at together. Rows that
@@ -135,10 +133,8 @@ def _chosen(rank: Tensor, visual: Tensor, base: FrozenBase, share: float) -> Ten
     return torch.zeros_like(visual).index_fill(0, best, True)
 
 
-def _pruned(
-    base: FrozenBase, reading: Reading, b: int, hidden: Tensor, kept: Tensor, top: Tensor
-) -> Tensor:
-    """[N, hidden] behind the last layer, dropped rows zero. kept, top: bool [N], seen in K..F-1, from F on."""
+def _pruned(base: FrozenBase, reading: Reading, b: int, hidden: Tensor, kept: Tensor, top: Tensor) -> Tensor:
+    """[N, hidden] behind the last layer, dropped rows zero. kept, top: bool [N], seen in K..F-1 and F..L-1."""
     rows = torch.nonzero(kept).flatten()
     x = through(base.middle, hidden[None, rows], _inputs(reading, b, rows))
     last = torch.nonzero(top).flatten()
