@@ -27,7 +27,8 @@ UNSEEN_BUDGETS, DRAFTING_BUDGETS = (128, 64), (576, 192, 64)
 
 _PAGE = """# Accuracy
 
-What the embedded model keeps of its accuracy when visual tokens go. Written by
+What `{checkpoint}`, the model of this repository unless it says otherwise, keeps of its accuracy when visual
+tokens go. Written by
 
 ```console
 twigserve evaluate --scenes {scenes} --page {path}
@@ -152,6 +153,7 @@ def _text(
 ) -> str:
     seeds = SEEDS["test"]
     return _PAGE.format(
+        checkpoint=run.loader.name,
         scenes=run.scenes,
         path=path,
         questions=ITEMS_A_SCENE - 1,

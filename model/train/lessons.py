@@ -50,6 +50,8 @@ def twig_loss(
     """
     ahead = lessons.looks_ahead(step) and bool(reading.visual.any())
     logits, ranks = twig(reading, ahead or lessons.draft == "base")
+    if not len(reading.target):  # no answer is left of what was cut
+        return logits.sum() * 0, logits
     if lessons.draft == "base":
         taught = base_distribution(base, reading, ranks, share)
         loss = F.kl_div(logits.float().log_softmax(-1), taught, reduction="batchmean")
@@ -134,7 +136,7 @@ def _chosen(rank: Tensor, visual: Tensor, base: FrozenBase, share: float) -> Ten
 
 
 def _pruned(base: FrozenBase, reading: Reading, b: int, hidden: Tensor, kept: Tensor, top: Tensor) -> Tensor:
-    """[N, hidden] behind the last layer, dropped rows zero. kept, top: bool [N], seen in K..F-1 and F..L-1."""
+    """[N, hidden] behind the last layer, dropped rows zero; kept, top: bool [N], who K.. and F.. see."""
     rows = torch.nonzero(kept).flatten()
     x = through(base.middle, hidden[None, rows], _inputs(reading, b, rows))
     last = torch.nonzero(top).flatten()

@@ -66,7 +66,7 @@ def evaluate(
     page: Annotated[
         Path | None,
         typer.Option(
-            help="Writes the accuracy page and its plots here; --answers is runs/page.answers.jsonl then."
+            help="Writes the accuracy page and its plots here, and keeps --answers in runs/ by default."
         ),
     ] = None,
     ablations: Annotated[
@@ -83,7 +83,9 @@ def evaluate(
             vlm or "embedded", twig, device or "cpu", dtype or "auto", threads, fork_layer, drop_layer
         )
         items = own_items(data, images) if data else scenes_bench(sprites, scenes, split.value)
-        known = Answers(answers or (page and Path("runs/page.answers.jsonl")), loader.fingerprint)
+        if page and answers is None:
+            answers = Path("runs") / f"answers-{loader.fingerprint}.jsonl"
+        known = Answers(answers, loader.fingerprint)
         methods = None if method is None else [each.value for each in method]
         asker = Asker(loader.engine(), known)
         if page:

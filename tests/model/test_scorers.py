@@ -119,7 +119,7 @@ def test_the_command_offers_every_scorer() -> None:
 
 
 def test_a_layer_that_is_not_there_is_named(world: World) -> None:
-    deep = world.retwig("deep", TwigShape(fork_layer=4, twig_layers=2, drop_layer=5))
+    deep = world.retwig("deep", TwigShape(fork_layer=4, drop_layer=5, retained_tokens=None))
     (result,) = run(deep.engine(scorer="fastv_deep"), ask(world.prompt(1, 4, IMAGE, 5), retained=12))
     assert result.finish_reason == "error"
     assert "no layer 6" in str(result.error)
