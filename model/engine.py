@@ -34,7 +34,7 @@ from model.randomness import sampler_of
 from model.request import FinishReason, Request, RequestError, Result, SamplingParams, StepOutput
 from model.runner import Row, RowOutcome, Runner
 from model.scheduler import Scheduler
-from model.scorers import SCORERS
+from model.scorers import SCORERS, Scorer
 from model.stops import StopStrings
 from model.twig import Twig, load_twig
 
@@ -197,6 +197,22 @@ class Engine:
         prompt = self._admission.prompt(request)
         self._make_room([prompt.kv])
         return self._runner.next_logits(prompt, self._runner.encode(prompt))
+
+    def tune(self, scorer: Scorer, draft_tokens: int, draft_threshold: float) -> None:
+        """For measuring: another way of pruning and drafting on the weights that are loaded.
+
+        Needs an engine without work, and no more drafts than it was loaded for.
+        """
+        if self.has_work():
+            raise RuntimeError("tune needs an engine without work")
+        if not 0 <= draft_tokens <= self._limits.draft_tokens:
+            raise ValueError(f"draft_tokens must lie in 0..{self._limits.draft_tokens}, not {draft_tokens}")
+        self._runner.tune(scorer, draft_tokens, draft_threshold)
+
+    @property
+    def drafting(self) -> tuple[int, float]:
+        """The most drafts a round, and the probability under which drafting stops, as loaded."""
+        return self._limits.draft_tokens, self._limits.draft_threshold
 
     @property
     def governed(self) -> bool:
