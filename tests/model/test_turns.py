@@ -17,7 +17,8 @@ def words() -> Words:
 
 
 def text_of(words: Words, *asked: object) -> str:
-    return str(words.tokenizer.decode(words.prompt_token_ids(*asked)))  # type: ignore[arg-type]
+    text = words.tokenizer.decode(words.prompt_token_ids(*asked))  # type: ignore[arg-type]
+    return str(text).removeprefix(words.tokenizer.bos_token)
 
 
 def test_turns_stand_in_the_order_in_which_they_were_said(words: Words) -> None:

@@ -77,7 +77,7 @@ async def test_streaming_with_usage(ai: AsyncOpenAI, worker: ScriptedWorker) -> 
 
 async def test_the_bytes_of_a_stream(live: Live, worker: ScriptedWorker) -> None:
     """As OpenAI sends them: nothing but `data:`, the delta only of what is new, `[DONE]` last."""
-    async with httpx.AsyncClient(base_url=live.url) as client:
+    async with httpx.AsyncClient(base_url=live.url, timeout=60) as client:
         response = await client.post(URL, json={"messages": [USER], "stream": True})
     assert response.headers["Content-Type"].startswith("text/event-stream")
     sent = [block for block in response.text.split("\n\n") if block and not block.startswith(":")]
