@@ -115,7 +115,7 @@ class Admission:
 
     def _token_ids(self, request: Request, images: int) -> list[int]:
         if request.prompt_token_ids is None:
-            return self.adapter.prompt_token_ids(request.prompt, images)
+            return self.adapter.prompt_token_ids(request.prompt, images, request.history)
         if not len(request.prompt_token_ids):
             raise RequestError("prompt_token_ids is empty", param="prompt_token_ids")
         self._check_ids(request.prompt_token_ids, "prompt_token_ids")

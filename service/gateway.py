@@ -178,7 +178,7 @@ class Gateway:
     ) -> Job:
         """The job without its pictures, which are not decoded yet."""
         fields, images, now = submission.fields, len(submission.images), time.time()
-        params = job_params(fields, card, images, self._text_limits)
+        params = job_params(submission, card, self._text_limits)
         return Job(
             id=f"{submission.kind}-{uuid.uuid4().hex}",
             created_at=now,
@@ -189,7 +189,8 @@ class Gateway:
             model=card.model_id,
             owner=caller.name,
             priority=priority_of(fields.service_tier, caller),
-            predicted_tokens=predicted_tokens(fields.prompt, images, params, card),
+            predicted_tokens=predicted_tokens(submission.texts, images, params, card),
+            history=submission.history,
         )
 
     async def _admit(self, job: Job, caller: Caller, workers: Sequence[WorkerInfo]) -> None:

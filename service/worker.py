@@ -20,7 +20,7 @@ from prometheus_client import start_http_server
 
 from model.card import ModelCard as EngineCard
 from model.randomness import seed_of
-from model.request import Request, RequestError, Result, SamplingParams, StepOutput
+from model.request import Request, RequestError, Result, SamplingParams, StepOutput, Turn
 from service.broker.base import WorkerBroker
 from service.broker.redis_worker import RedisWorkerBroker
 from service.bundled import sample_pictures
@@ -224,6 +224,7 @@ def _request(job: RunningJob, params: JobParams, images: Sequence[bytes | None])
         speculation=params.speculation,
         request_id=job.engine_id,
         resume_token_ids=job.resumed,
+        history=tuple(Turn(turn.role, turn.text, turn.images) for turn in job.claim.job.history),
     )
 
 

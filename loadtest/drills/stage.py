@@ -127,7 +127,7 @@ class Stage:
     async def ready(self, workers: int | None = None) -> None:
         """Every gateway sees that many workers (all that are alive, unless said)."""
         count = sum(worker.alive() for worker in self.workers.values()) if workers is None else workers
-        async with asyncio.timeout(READY_S), httpx.AsyncClient(trust_env=False) as http:
+        async with asyncio.timeout(READY_S), httpx.AsyncClient(trust_env=False, timeout=60) as http:
             for gateway, url in zip(self.gateways, self.gateway_urls, strict=True):
                 while gateway.alive() and not await _sees(http, url, count):  # noqa: ASYNC110
                     await asyncio.sleep(0.05)

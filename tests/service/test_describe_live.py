@@ -92,7 +92,7 @@ async def test_pieces_are_passed_on_as_the_worker_tells_them(live: Live, worker:
 
 async def test_stream_and_plain_answer_the_same(live: Live, worker: ScriptedWorker) -> None:
     done = (await all_events(live, include="token_map"))[-1].data
-    async with httpx.AsyncClient(base_url=live.url) as client:
+    async with httpx.AsyncClient(base_url=live.url, timeout=60) as client:
         plain = (await client.post(URL, json=BODY | {"stream": False, "include": "token_map"})).json()
     for answer in (done, plain):
         answer["metrics"].pop("time_to_first_token_ms")
@@ -120,7 +120,7 @@ async def test_an_error_in_the_stream_is_its_last_event(live: Live, worker: Scri
 
 
 async def test_a_bad_streamed_request_is_a_plain_error(live: Live, worker: ScriptedWorker) -> None:
-    async with httpx.AsyncClient(base_url=live.url) as client:
+    async with httpx.AsyncClient(base_url=live.url, timeout=60) as client:
         error_of(await client.post(URL, json=BODY | {"colour": 1}), 400)
 
 
@@ -137,7 +137,7 @@ async def test_leaving_a_stream_cancels_the_job(live: Live, worker: ScriptedWork
 
 async def test_leaving_a_plain_request_cancels_the_job(live: Live, worker: ScriptedWorker) -> None:
     worker.hold()
-    async with httpx.AsyncClient(base_url=live.url) as client:
+    async with httpx.AsyncClient(base_url=live.url, timeout=60) as client:
         asking = asyncio.create_task(client.post(URL, json={"image": PNG64}))
         await eventually(lambda: len(worker.jobs) == 1)
         asking.cancel()
@@ -224,7 +224,7 @@ async def test_body_over_the_limit_is_answered(live: Live, worker: ScriptedWorke
 
     content = bytes(32 * 65_536) if announced else chunks()
     headers = {"Content-Type": "application/json"}
-    async with httpx.AsyncClient(base_url=live.url) as client:
+    async with httpx.AsyncClient(base_url=live.url, timeout=60) as client:
         response = await client.post(URL, content=content, headers=headers)
     assert error_of(response, 413)["code"] == "body_too_large"
 
@@ -281,7 +281,7 @@ async def test_a_job_that_redis_lost_is_put_back(settings: GatewaySettings, stre
 
 async def test_metrics_move(live: Live, worker: ScriptedWorker) -> None:
     await all_events(live)
-    async with httpx.AsyncClient(base_url=live.url) as client:
+    async with httpx.AsyncClient(base_url=live.url, timeout=60) as client:
         await client.post(URL, json=BODY | {"colour": 1})
         await client.post(URL, json={"image": PNG64})
         text = (await client.get("/metrics")).text

@@ -125,7 +125,10 @@ async def test_a_picture_that_kills_two_children_is_refused_and_the_pool_lives(
     assert (await pool.prepare(SMALL, SPEC)).height == 48
 
 
-async def test_a_picture_that_takes_too_long_is_refused(giant: bytes) -> None:
+async def test_a_picture_that_takes_too_long_is_refused(
+    giant: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service.image_pool, "SILENCE_FACTOR", 2000)
     async with pool_of(1, cpu_s=0.05) as pool:
         with pytest.raises(UndecodableImage, match="hung"):
             await pool.prepare(giant, SPEC)
@@ -134,6 +137,7 @@ async def test_a_picture_that_takes_too_long_is_refused(giant: bytes) -> None:
 
 async def test_a_starved_decoder_makes_no_picture_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     """The limit was time on the wall: on a machine with other work, pictures of one pixel were 422."""
+    monkeypatch.setattr(service.image_pool, "SILENCE_FACTOR", 200)
     async with pool_of(1, cpu_s=0.5) as pool:
         pid = await stopped(pool)
         waiting = asyncio.create_task(pool.prepare(SMALL, SPEC))
