@@ -16,7 +16,7 @@ ENDED_BY = (
     f"{rate('spec_decode_draft_stop', *HERE, by='reason')} "
     f"/ on() group_left {rate('spec_decode_draft_stop', *HERE)}"
 )
-# Drafts are counted when their request ends, rows as they go: for a moment there can be more of them than rows.
+# Drafts are counted when their request ends, rows as they go: for a moment there can be more drafts.
 DRAFTED_ROUNDS = (
     f"clamp_max({rate('spec_decode_num_drafts', *HERE)} "
     f"/ sum(rate({metric('batch_size_sum', *HERE)}[{WINDOW}])), 1)"
@@ -129,7 +129,7 @@ SPECULATION = Row(
         ),
         Panel(
             "What ended drafts",
-            "Confidence: the twig was unsure of its last token. Budget: as long as it may be. EOS: the answer's end.",
+            "Confidence: the twig was unsure of its last token. Budget: the longest allowed. EOS: the end.",
             (Query(ENDED_BY, "{{reason}}"),),
             "percentunit",
             stacked=True,

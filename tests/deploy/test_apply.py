@@ -1,4 +1,4 @@
-"""What only an API server refuses: keys given twice, fields that may not change, objects too large to apply."""
+"""What only an API server refuses: keys given twice, fields that may not change, objects too large."""
 
 from __future__ import annotations
 
