@@ -62,6 +62,16 @@ def gpu(names: tuple[str, ...], cuda_build: str | None, auto_dtype: str) -> Find
     return Finding("gpu", "ok", f"none; workers compute on the CPU, in {auto_dtype}")
 
 
+def kernels(built: bool, compiler: str | None) -> Finding:
+    """The engine's own arithmetic for CPUs, compiled by the first worker of a machine."""
+    if built:
+        return Finding("kernels", "ok", "compiled")
+    if compiler is None:
+        advice = "Install g++: the engine then compiles its own arithmetic; until then answers come slower."
+        return Finding("kernels", "note", "not compiled, and there is no g++", advice)
+    return Finding("kernels", "ok", f"not compiled yet; {compiler} will do it when a worker first starts")
+
+
 def cpu() -> Finding:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if cores < 2:

@@ -10,34 +10,41 @@ import typer
 
 from service.cli import describe, doctor, evaluating, keys, local, models, probes, serving, training
 
+HELP = {"help_option_names": ["-h", "--help"]}
+USE, PRODUCTION, MODELS = "To use", "In production", "Models"
+
 app = typer.Typer(
     name="twigserve",
     help="Descriptions of pictures by TwigVLM, served over HTTP.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    epilog="Completion for this shell: twigserve --install-completion.",
+    context_settings=HELP,
+    epilog="twigserve COMMAND --help tells more. Completion: twigserve --install-completion.",
 )
-for command in (serving.serve, serving.gateway, serving.worker, local.bench, doctor.doctor):
-    app.command()(command)
-app.command()(local.verify)
-app.command()(evaluating.evaluate)
-app.command(epilog=describe.EPILOG)(describe.describe)
-app.command()(models.fetch)
+app.command(rich_help_panel=USE)(serving.serve)
+app.command(rich_help_panel=USE, epilog=describe.EPILOG)(describe.describe)
+app.command(rich_help_panel=USE)(doctor.doctor)
+app.command(rich_help_panel=PRODUCTION)(serving.gateway)
+app.command(rich_help_panel=PRODUCTION)(serving.worker)
+app.command(rich_help_panel=PRODUCTION)(models.fetch)
+app.command(rich_help_panel=MODELS)(local.verify)
+app.command(rich_help_panel=MODELS)(local.bench)
+app.command(rich_help_panel=MODELS)(evaluating.evaluate)
 
 train = typer.Typer(
     no_args_is_help=True, help="Makes the embedded model, base and twig, or a twig for your base. Resumable."
 )
 train.command("base")(training.train_base)
 train.command("twig")(training.train_twig)
-app.add_typer(train, name="train")
+app.add_typer(train, name="train", rich_help_panel=MODELS)
 
 api_keys = typer.Typer(no_args_is_help=True, help="API keys: a file of hashes that gateways read.")
 api_keys.command("add")(keys.add)
 api_keys.command("remove")(keys.remove)
 api_keys.command("list")(keys.list_keys)
-app.add_typer(api_keys, name="keys")
+app.add_typer(api_keys, name="keys", rich_help_panel=PRODUCTION)
 
 check = typer.Typer(no_args_is_help=True, help="Probes for orchestrators: exit 0 if well, 1 if not.")
 check.command("gateway")(probes.check_gateway)
 check.command("worker")(probes.check_worker)
-app.add_typer(check, name="check")
+app.add_typer(check, name="check", rich_help_panel=PRODUCTION)

@@ -9,28 +9,22 @@ from collections.abc import Sequence
 from enum import IntEnum
 from io import BytesIO
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.cli.options import (
-    Device,
-    DropLayer,
-    Dtype,
-    ForkLayer,
-    Quality,
-    Threads,
-    Twig,
-    Vlm,
-    given,
-    plain_errors,
-)
+from service.cli.groups import grouped
+from service.cli.options import EngineOptions, Quality, plain_errors
 from service.cli.pictures import NamedPicture, find
 from service.cli.sources import Asked, LocalSource, PictureRefused, RemoteSource, Source
 from service.schemas import Description
 from service.settings import WorkerSettings
 
+if TYPE_CHECKING:
+    from service.cli.paper import Paper
+
 NAME = "{name}"
+QUESTION, OUTPUT, SERVICE = "The question", "The answer", "A service instead of a model here"
 
 
 class Exit(IntEnum):
@@ -41,54 +35,81 @@ class Exit(IntEnum):
     INTERRUPTED = 130
 
 
-EPILOG = (
+EPILOG = """Examples:
+
+$ twigserve describe cat.png --stream
+
+$ twigserve describe 'photos/**/*.jpg' --quality fast --json > answers.jsonl
+
+$ cat cat.png | twigserve describe - --prompt "What is it?" --server http://127.0.0.1:8000
+
+$ twigserve describe a.png b.png --keep-map 'kept/{name}.png'
+
+""" + (
     "Exit codes: 0 all answered; 1 some pictures could not be read or described, the others were; 2 wrong "
     "options, settings or checkpoint; 3 the service cannot be reached, is busy or failed; 130 interrupted."
 )
 
 
+@grouped
 def describe(
-    image: Annotated[list[str], typer.Argument(help="Pictures, patterns, or - for standard input.")],
-    prompt: str = "Describe the image.",
-    max_tokens: Annotated[int, typer.Option(min=1)] = 128,
-    quality: Annotated[Quality | None, typer.Option(help="A tier of the model card.")] = None,
-    retained_tokens: Annotated[
-        int | None, typer.Option(help="Visual tokens kept on average over all layers.")
+    image: Annotated[
+        list[str],
+        typer.Argument(metavar="IMAGE...", help="Pictures, quoted patterns, or - for standard input."),
+    ],
+    prompt: Annotated[
+        str, typer.Option(metavar="TEXT", help="What to ask.", rich_help_panel=QUESTION)
+    ] = "Describe the image.",
+    max_tokens: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Longest answer.", rich_help_panel=QUESTION)
+    ] = 128,
+    quality: Annotated[
+        Quality | None,
+        typer.Option(
+            help="How much of the picture is kept; exact prunes nothing. By default what suits the model.",
+            rich_help_panel=QUESTION,
+        ),
     ] = None,
-    speculation: bool = True,
-    stream: Annotated[bool, typer.Option("--stream", help="Show tokens as they come.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a picture, a line each.")] = False,
+    retained_tokens: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="The same as a number: visual tokens kept on average over all layers.",
+            rich_help_panel=QUESTION,
+        ),
+    ] = None,
+    speculation: Annotated[
+        bool,
+        typer.Option(help="Let the twig draft: changes how soon, not what.", rich_help_panel=QUESTION),
+    ] = True,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Show tokens as they come.", rich_help_panel=OUTPUT)
+    ] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="One JSON object a picture, a line each.", rich_help_panel=OUTPUT),
+    ] = False,
     keep_map: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
             help="Draw the picture here with pruned patches dimmed; {name} stands for the picture's name.",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     server: Annotated[
-        str | None, typer.Option(metavar="URL", help="Ask this service instead of loading a model here.")
+        str | None, typer.Option(metavar="URL", help="Its address.", rich_help_panel=SERVICE)
     ] = None,
     api_key: Annotated[
-        Path | None, typer.Option("--api-key-file", help="The key for --server, alone in a file.")
+        Path | None,
+        typer.Option(
+            "--api-key-file", metavar="FILE", help="Its key, alone in a file.", rich_help_panel=SERVICE
+        ),
     ] = None,
-    vlm: Vlm = None,
-    twig: Twig = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    threads: Threads = None,
-    fork_layer: ForkLayer = None,
-    drop_layer: DropLayer = None,
+    *,
+    engine: EngineOptions,
 ) -> None:
     """Describes pictures, with a model here or at a service."""
-    engine = given(
-        vlm=vlm,
-        twig=twig,
-        device=device,
-        dtype=dtype,
-        threads=threads,
-        fork_layer=fork_layer,
-        drop_layer=drop_layer,
-    )
     asked = Asked(
         prompt=prompt,
         max_tokens=max_tokens,
@@ -100,18 +121,41 @@ def describe(
     with plain_errors():
         if quality is not None and retained_tokens is not None:
             raise ValueError("give --quality or --retained-tokens, not both")
-        if server is not None and engine:
-            raise ValueError(f"--server has its own model: {', '.join(engine)} cannot be chosen here")
+        if server is not None and engine.said():
+            raise ValueError(f"--server has its own model: {', '.join(engine.said())} cannot be chosen here")
         if server is None and api_key is not None:
             raise ValueError("--api-key-file is for --server")
         pictures = find(image)
-        if keep_map is not None and len(pictures) > 1 and NAME not in str(keep_map):
-            raise ValueError(f"--keep-map needs {NAME} in its FILE where there are several pictures")
+        if keep_map is not None:
+            check_keep_map(keep_map, pictures)
+        from service.cli.paper import Paper
+
+        paper = Paper(several=len(pictures) > 1, live=stream, as_json=as_json)
         key = None if api_key is None else api_key.read_text().strip()
-        source: Source = RemoteSource(server, key) if server else LocalSource(WorkerSettings(**engine))
-        run = Run(source, asked, pictures, keep_map, stream=stream, as_json=as_json)
-        code = run.all()
+        try:
+            source = RemoteSource(server, key) if server else _engine_here(engine, paper)
+            code = Run(source, asked, pictures, keep_map, paper).all()
+        except KeyboardInterrupt:
+            code = Exit.INTERRUPTED
     raise typer.Exit(code)
+
+
+def check_keep_map(file: Path, pictures: Sequence[NamedPicture]) -> None:
+    """Before the first question: what cannot be written is said while nothing has been computed."""
+    from PIL import Image
+
+    if file.suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"--keep-map: '{file.suffix}' names no kind of picture; try .png")
+    if len(pictures) > 1 and NAME not in str(file):
+        raise ValueError(f"--keep-map needs {NAME} in its FILE where there are several pictures")
+    names = [picture.stem for picture in pictures]
+    if double := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"--keep-map would write '{min(double)}' twice: several pictures are named so")
+
+
+def _engine_here(engine: EngineOptions, paper: Paper) -> Source:
+    with paper.waiting("loading the model"):
+        return LocalSource(WorkerSettings(**engine.said()))
 
 
 class Run:
@@ -123,14 +167,10 @@ class Run:
         asked: Asked,
         pictures: Sequence[NamedPicture],
         keep_map: Path | None,
-        *,
-        stream: bool,
-        as_json: bool,
+        paper: Paper,
     ) -> None:
-        from service.cli.paper import Paper
-
         self._source, self._asked, self._pictures, self._keep_map = source, asked, pictures, keep_map
-        self._paper = Paper(several=len(pictures) > 1, live=stream, as_json=as_json)
+        self._paper = paper
 
     def all(self) -> Exit:
         from service.client import Refused, TwigserveError
@@ -142,29 +182,28 @@ class Run:
         except TwigserveError as error:
             self._paper.say(f"twigserve: {error}")
             return Exit.NO_SERVICE
-        except KeyboardInterrupt:
-            return Exit.INTERRUPTED
         finally:
             self._source.close()
 
     def _each(self) -> Exit:
         refused = 0
-        with self._paper.progress(len(self._pictures)) as bar:
+        with self._paper.progress(len(self._pictures)):
             for picture in self._pictures:
                 try:
                     self._one(picture)
+                except BrokenPipeError:
+                    raise
                 except (PictureRefused, OSError) as fault:
                     self._paper.failed(picture.name, str(fault))
                     refused += 1
-                bar.advance(bar.task_ids[0])
+                self._paper.advance()
         self._paper.legend()
         return Exit.SOME_REFUSED if refused else Exit.ANSWERED
 
     def _one(self, picture: NamedPicture) -> None:
+        self._paper.begin(picture.name)
         data = picture.read()
-        for index, told in enumerate(self._source.ask(data, self._asked)):
-            if index == 0:
-                self._paper.begin(picture.name)
+        for told in self._source.ask(data, self._asked):
             if isinstance(told, Description):
                 self._paper.done(picture.name, told)
                 self._draw(picture, data, told)
@@ -186,5 +225,6 @@ class Run:
         upright = ImageOps.exif_transpose(Image.open(BytesIO(data)))
         drawn = keep_map(upright, spec, answer.token_map.grid, answer.token_map.kept)
         path = Path(str(self._keep_map).replace(NAME, picture.stem))
+        path.parent.mkdir(parents=True, exist_ok=True)
         drawn.save(path)
         self._paper.say(f"{path}: {len(answer.token_map.kept)} patches kept")

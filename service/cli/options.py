@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -11,20 +12,88 @@ import typer
 
 from service.settings import LogSettings, RedisSettings
 
-RedisUrl = Annotated[str | None, typer.Option(help="Redis to use. [env: TWIGSERVE_REDIS_URL]")]
+MODEL = "The model"
+BATCH = "The batch"
+
+RedisUrl = Annotated[
+    str | None, typer.Option(metavar="URL", help="Redis to use; else what TWIGSERVE_REDIS_URL names.")
+]
 Vlm = Annotated[
-    str | None, typer.Option("--model", help="A checkpoint directory, or `embedded` (the default).")
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="DIR",
+        help="A checkpoint directory, or `embedded` (the default).",
+        rich_help_panel=MODEL,
+    ),
 ]
-Twig = Annotated[str | None, typer.Option(help="The twig's directory; the embedded model brings its own.")]
-Dtype = Annotated[str | None, typer.Option(help="auto (the default), bfloat16, float16 or float32.")]
-Device = Annotated[str | None, typer.Option(help="cpu (the default) or cuda.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="Threads of torch.")]
-MaxBatch = Annotated[int | None, typer.Option(min=1, help="Requests decoded together.")]
+Twig = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIR",
+        help="The twig's directory; the embedded model brings its own.",
+        rich_help_panel=MODEL,
+    ),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TYPE",
+        help="auto (the default), bfloat16, float16 or float32.",
+        rich_help_panel=MODEL,
+    ),
+]
+Device = Annotated[
+    str | None, typer.Option(metavar="NAME", help="cpu (the default) or cuda.", rich_help_panel=MODEL)
+]
+Threads = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Threads of torch.", rich_help_panel=MODEL)
+]
+ForkLayer = Annotated[
+    int | None,
+    typer.Option(metavar="K", help="For a twig without twig_config.json.", rich_help_panel=MODEL),
+]
+DropLayer = Annotated[
+    int | None,
+    typer.Option(metavar="F", help="For a twig without twig_config.json.", rich_help_panel=MODEL),
+]
+MaxBatch = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Requests decoded together.", rich_help_panel=BATCH)
+]
 KvCacheBytes = Annotated[
-    int | None, typer.Option(min=1, help="The most the KV cache may hold; requests wait for room in it.")
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="BYTES",
+        help="The most the KV cache may hold; requests wait for room in it.",
+        rich_help_panel=BATCH,
+    ),
 ]
-ForkLayer = Annotated[int | None, typer.Option(help="K, for a twig without twig_config.json.")]
-DropLayer = Annotated[int | None, typer.Option(help="F, for a twig without twig_config.json.")]
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Which model, and how it computes. None: as the settings say."""
+
+    vlm: Vlm = None
+    twig: Twig = None
+    device: Device = None
+    dtype: Dtype = None
+    threads: Threads = None
+    fork_layer: ForkLayer = None
+    drop_layer: DropLayer = None
+
+    def said(self) -> dict[str, Any]:
+        return given(**asdict(self))
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    max_batch: MaxBatch = None
+    kv_cache_bytes: KvCacheBytes = None
+
+    def said(self) -> dict[str, Any]:
+        return given(**asdict(self))
 
 
 class Quality(StrEnum):
@@ -44,8 +113,10 @@ def given(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def options(values: dict[str, Any]) -> list[str]:
-    return [part for name, value in given(**values).items() for part in (f"--{name}", str(value))]
+def command_line(said: dict[str, Any]) -> list[str]:
+    """The same options for a process of ours."""
+    named = {"model" if name == "vlm" else name.replace("_", "-"): value for name, value in said.items()}
+    return [part for name, value in named.items() for part in (f"--{name}", str(value))]
 
 
 def configure_log() -> None:
@@ -59,6 +130,8 @@ def plain_errors() -> Iterator[None]:
     """What the user can mend (settings, files, checkpoints) is one line, not a traceback."""
     try:
         yield
+    except BrokenPipeError:
+        raise  # whoever read our output has had enough, which is no fault
     except (ValueError, OSError, ImportError) as error:
         typer.echo(f"twigserve: {error}", err=True)
         raise typer.Exit(2) from error

@@ -8,10 +8,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.text import Text
 
 from service.answers import description_json
@@ -24,51 +33,83 @@ class Paper:
     """several: each answer is headed by its picture's name. live: tokens are shown as they come."""
 
     def __init__(self, *, several: bool, live: bool, as_json: bool) -> None:
-        self._several, self._live, self._as_json = several, live, as_json
+        self._several, self._live, self._as_json = several, live and not as_json, as_json
         self._out = Console(soft_wrap=True, highlight=False)
         self._err = Console(stderr=True, soft_wrap=True, highlight=False)
+        self._bar: Progress | None = None
         self._rounds: list[TokenEvent] = []
+        self._heading = ""
 
     def begin(self, name: str) -> None:
-        if self._several and not self._as_json:
-            self._out.print(Text(f"{name}:", style="bold"))
+        self._rounds = []
+        self._heading = f"{name}:" if self._several and not self._as_json else ""
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], description=Path(name).name)
 
     def token(self, event: TokenEvent) -> None:
         self._rounds.append(event)
-        if self._live and not self._as_json:
+        if self._live:
+            self._head()
             self._out.print(coloured([event]), end="")
 
     def done(self, name: str, answer: Description) -> None:
-        if self._as_json:
-            print(json.dumps({"file": name, **description_json(answer)}), flush=True)
-            self._rounds = []
-            return
-        self._out.print("" if self._live else coloured(self._rounds))
-        self._out.print(Text(told(answer), style="dim"))
-        self._rounds = []
+        with self._without_bar():
+            if self._as_json:
+                print(json.dumps({"file": name, **description_json(answer)}), flush=True)
+                return
+            self._head()
+            self._out.print("" if self._live else coloured(self._rounds))
+            self._out.print(Text(told(answer), style="dim"))
 
     def failed(self, name: str, message: str) -> None:
-        if self._live and self._rounds and not self._as_json:
+        if self._live and self._rounds:
             self._out.print()
-        self._rounds = []
         self.say(f"twigserve: {name}: {message}")
 
     def say(self, message: str) -> None:
-        self._err.print(Text(message))
+        with self._without_bar():
+            self._err.print(Text(message))
 
     def legend(self) -> None:
         if self._out.is_terminal and not self._as_json:
             words = ("drafted by the twig and accepted", "; the rest is the full network's own")
             self._err.print(Text.assemble((words[0], DRAFTED), words[1], style="dim"))
 
+    def waiting(self, what: str) -> AbstractContextManager[Any]:
+        """On a terminal alone."""
+        return self._err.status(what) if self._err.is_terminal else nullcontext()
+
     @contextmanager
-    def progress(self, total: int) -> Iterator[Progress]:
-        """A bar over several pictures; where tokens stream, they are the progress."""
-        shown = self._err.is_terminal and total > 1 and not self._live
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=self._err, disable=not shown, transient=True) as bar:
-            bar.add_task("describing", total=total)
-            yield bar
+    def progress(self, total: int) -> Iterator[None]:
+        """A bar over the pictures; where tokens stream, they are the progress."""
+        if not self._err.is_terminal or self._live:
+            yield
+            return
+        spinner, words, passed = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+        counted = (BarColumn(), MofNCompleteColumn()) if total > 1 else ()
+        with Progress(spinner, words, *counted, passed, console=self._err, transient=True) as self._bar:
+            self._bar.add_task("describing", total=total)
+            yield
+        self._bar = None
+
+    def advance(self) -> None:
+        if self._bar is not None:
+            self._bar.advance(self._bar.task_ids[0])
+
+    def _head(self) -> None:
+        """Once."""
+        if self._heading:
+            self._out.print(Text(self._heading, style="bold"))
+        self._heading = ""
+
+    @contextmanager
+    def _without_bar(self) -> Iterator[None]:
+        """Both streams are one terminal: what is written beside a bar would stand on its line."""
+        if self._bar is not None:
+            self._bar.stop()
+        yield
+        if self._bar is not None:
+            self._bar.start()
 
 
 def coloured(rounds: Sequence[TokenEvent]) -> Text:

@@ -7,37 +7,29 @@ from typing import Annotated
 
 import typer
 
+from service.cli.groups import grouped
 from service.cli.options import (
-    Device,
-    DropLayer,
-    Dtype,
-    ForkLayer,
-    KvCacheBytes,
-    MaxBatch,
+    BatchOptions,
+    EngineOptions,
     RedisUrl,
-    Threads,
-    Twig,
-    Vlm,
+    command_line,
     configure_log,
     given,
-    options,
     plain_errors,
     redis,
 )
 from service.settings import GatewaySettings, WorkerSettings, explicit_redis_url
 
 
+@grouped
 def serve(
-    host: str = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
-    workers: Annotated[int, typer.Option(min=1)] = 1,
+    workers: Annotated[int, typer.Option(min=1, metavar="N", help="Worker processes.")] = 1,
     redis_url: RedisUrl = None,
-    vlm: Vlm = None,
-    twig: Twig = None,
-    dtype: Dtype = None,
-    threads: Threads = None,
-    max_batch: MaxBatch = None,
-    kv_cache_bytes: KvCacheBytes = None,
+    *,
+    engine: EngineOptions,
+    batch: BatchOptions,
 ) -> None:
     """The whole service on this machine: Redis (if none is given), workers, gateway."""
     from service.launcher import Launcher, ServePlan
@@ -48,12 +40,10 @@ def serve(
         redis_args: tuple[str, ...] | None = ("--redis-url", redis_url) if redis_url else None
         if redis_args is None and explicit_redis_url():
             redis_args = ()
-        chosen = {"model": vlm, "twig": twig, "dtype": dtype, "threads": threads, "max-batch": max_batch}
-        chosen["kv-cache-bytes"] = kv_cache_bytes
         ourselves = (sys.executable, "-m", "service.cli")
         plan = ServePlan(
             gateway_command=(*ourselves, "gateway"),
-            worker_command=(*ourselves, "worker", *options(chosen)),
+            worker_command=(*ourselves, "worker", *command_line(engine.said() | batch.said())),
             host=host,
             port=port,
             workers=workers,
@@ -65,11 +55,11 @@ def serve(
 
 
 def gateway(
-    host: str | None = None,
-    port: int | None = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; 127.0.0.1 by default.")] = None,
+    port: Annotated[int | None, typer.Option(help="8000 by default; 0 takes a free one.")] = None,
     redis_url: RedisUrl = None,
     worker_metrics_url: Annotated[
-        list[str] | None, typer.Option(help="Appended to /metrics; repeatable.")
+        list[str] | None, typer.Option(metavar="URL", help="Appended to /metrics; repeatable.")
     ] = None,
 ) -> None:
     """The HTTP gateway alone."""
@@ -86,37 +76,22 @@ def gateway(
     DrainingServer(server_config(app, settings), app.state.gateway).run()
 
 
+@grouped
 def worker(
     redis_url: RedisUrl = None,
-    vlm: Vlm = None,
-    twig: Twig = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    threads: Threads = None,
-    max_batch: MaxBatch = None,
-    kv_cache_bytes: KvCacheBytes = None,
-    fork_layer: ForkLayer = None,
-    drop_layer: DropLayer = None,
     verify: Annotated[
         bool | None, typer.Option("--verify", help="Check the answers first; not ready if they are wrong.")
     ] = None,
-    metrics_port: Annotated[int | None, typer.Option(help="Port of this worker's own /metrics.")] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(metavar="PORT", help="Of this worker's own /metrics.")
+    ] = None,
+    *,
+    engine: EngineOptions,
+    batch: BatchOptions,
 ) -> None:
     """One worker: an engine that takes jobs from the queue."""
     with plain_errors():
-        said = given(
-            vlm=vlm,
-            twig=twig,
-            device=device,
-            dtype=dtype,
-            threads=threads,
-            max_batch=max_batch,
-            kv_cache_bytes=kv_cache_bytes,
-            fork_layer=fork_layer,
-            drop_layer=drop_layer,
-            verify=verify,
-            metrics_port=metrics_port,
-        )
+        said = engine.said() | batch.said() | given(verify=verify, metrics_port=metrics_port)
         settings = WorkerSettings(redis=redis(redis_url), **said)
         configure_log()
         from service.worker import run_worker

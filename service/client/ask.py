@@ -30,6 +30,7 @@ class Options(TypedDict, total=False):
     retained_tokens: int
     speculation: bool
     include: Literal["token_map"]
+    service_tier: Literal["auto", "default", "flex"]
 
 
 def body(pictures: Picture | Sequence[Picture], options: Options) -> dict[str, Any]:

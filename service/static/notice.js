@@ -2,7 +2,7 @@
 // Invariant: nothing is said of any other model, whose limits nobody here knows.
 
 const EMBEDDED = "twigvlm-embedded";
-const SCENES = "Scenes of the kind that this small model knows";
+const SCENES = "Scenes this small model knows";
 const NOTICE =
   "This is not one of its scenes. The small model that runs here has only ever seen emoji art: it will answer, "
   + "and most likely be wrong. For photographs, serve a full-size model.";

@@ -6,7 +6,7 @@
 
 const VEIL = "rgb(24 30 27 / 80%)";
 const EDGE = "#ffffff";
-const MESH = "rgb(255 255 255 / 30%)";
+const MESH = "rgb(128 128 128 / 45%)";
 const NO_PAD = [128, 128, 128];
 // From low to high: dark blue, teal, yellow.
 const RAMP = [[28, 22, 74], [29, 120, 130], [250, 220, 70]];

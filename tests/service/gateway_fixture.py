@@ -36,9 +36,9 @@ class Live:
         return gateway
 
 
-async def eventually(true: Callable[[], bool]) -> None:
+async def eventually(true: Callable[[], bool], within_s: float = 60.0) -> None:
     """For what another thread or library does and nothing announces."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(within_s):
         while not true():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 

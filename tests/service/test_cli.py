@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 from typer.testing import CliRunner
 
 from service.cli import app
+from service.launcher import Launcher, ServePlan
 
 run = CliRunner().invoke
 
@@ -32,6 +35,27 @@ def test_every_command_has_help(command: list[str]):
     result = run(app, [*command, "--help"])
     assert result.exit_code == 0
     assert "--help" in result.output
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"), [("twigserve desc", "describe"), ("twigserve describe --qua", "--quality")]
+)
+def test_the_shell_completes_commands_and_options(typed: str, offered: str):
+    asked = {"COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1)}
+    environment = os.environ | {"_TWIGSERVE_COMPLETE": "complete_bash"} | asked
+    code = "from service.cli import app; app(prog_name='twigserve')"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert offered in done.stdout.split()
+
+
+def test_serve_hands_its_workers_what_it_was_told(monkeypatch: pytest.MonkeyPatch):
+    plans: list[ServePlan] = []
+    monkeypatch.setattr(Launcher, "run", lambda launcher: plans.append(launcher._plan) or 0)
+    model = ["--model", "a", "--twig", "b", "--device", "cuda", "--fork-layer", "2", "--max-batch", "3"]
+    assert run(app, ["serve", "--workers", "2", *model]).exit_code == 0
+    (plan,) = plans
+    assert plan.workers == 2
+    assert set(pairwise(model)) <= set(pairwise(plan.worker_command))
 
 
 def test_the_commands_are_read_without_torch_and_fastapi():

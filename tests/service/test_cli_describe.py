@@ -5,6 +5,10 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
+import re
+import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,7 +23,7 @@ from service.cli.pictures import find
 from service.protocol import ErrorData
 from service.schemas import TokenEvent
 from tests.e2e.service_process import ROOT
-from tests.service.gateway_fixture import Live
+from tests.service.gateway_fixture import Live, eventually
 from tests.service.scripted_worker import WORDS, ScriptedWorker, failing
 from tests.service.test_describe import PNG
 
@@ -65,10 +69,10 @@ async def test_standard_input_and_a_stream(live: Live, worker: ScriptedWorker) -
 
 
 async def test_a_keep_map_for_each(live: Live, worker: ScriptedWorker, folder: Path) -> None:
-    done = await describe("a.png", "b.png", "--server", live.url, "--keep-map", "kept-{name}.png")
+    done = await describe("a.png", "b.png", "--server", live.url, "--keep-map", "kept/{name}.png")
     assert done.exit_code == 0
     for name in ("a", "b"):
-        with Image.open(folder / f"kept-{name}.png") as drawn:
+        with Image.open(folder / f"kept/{name}.png") as drawn:
             assert drawn.size == (144, 144)
 
 
@@ -95,6 +99,8 @@ async def test_one_bad_picture_does_not_stop_the_others(
         ["a.png", "--quality", "fast", "--retained-tokens", "8"],
         ["a.png", "--server", "http://127.0.0.1:9", "--model", "embedded"],
         ["a.png", "b.png", "--keep-map", "one.png"],
+        ["a.png", "a.png", "--keep-map", "{name}.png"],
+        ["a.png", "--keep-map", "one.map"],
         ["a.png", "--api-key-file", "key.txt"],
     ],
     ids=" ".join,
@@ -125,12 +131,43 @@ async def test_a_failed_job_is_the_services(live: Live, worker: ScriptedWorker, 
     assert "The engine broke." in done.stderr
 
 
+async def test_an_interrupt_stops_the_work_at_the_service(
+    live: Live, worker: ScriptedWorker, folder: Path
+) -> None:
+    worker.hold()
+    command = [sys.executable, "-m", "service.cli", "describe", "a.png", "b.png", "--server", live.url]
+    asking = await asyncio.create_subprocess_exec(*command, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    await eventually(lambda: bool(worker.jobs), within_s=60)  # Python starts
+    asking.send_signal(signal.SIGINT)
+    assert await asking.wait() == 130
+    await eventually(lambda: bool(worker.cancelled), within_s=60)
+    assert worker.cancelled == [job.id for job in worker.jobs]
+    worker.resume()
+
+
 async def test_the_help_tells_the_exit_codes() -> None:
     done = await describe("--help")
     assert "Exit codes" in " ".join(done.stdout.split())
 
 
 # --- parts by themselves ---
+
+
+async def test_nothing_stands_on_the_line_of_the_bar(
+    live: Live, worker: ScriptedWorker, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers were once printed behind the bar, where both streams are the same terminal."""
+    screen = io.StringIO()
+    monkeypatch.setattr(
+        "service.cli.paper.Console", lambda **_: Console(file=screen, force_terminal=True, width=80)
+    )
+    done = await describe("a.png", "notes.txt", "b.png", "--server", live.url)
+    assert done.exit_code == 1
+    shown = re.sub(r"\x1b\[[\d;?]*[a-zA-JL-Z]", "", screen.getvalue())  # all but erasing (K)
+    for words in ("a.png:", "b.png:", "twigserve: notes.txt"):
+        before = shown[: shown.index(words)]
+        assert before.endswith(("\n", "\x1b[2K", "\r")), before[-40:]
+    assert "1/3" in shown
 
 
 def test_drafted_tokens_are_coloured() -> None:

@@ -32,10 +32,12 @@ from service.client import (
     Unavailable,
     Unreachable,
 )
+from service.client.ask import Options
 from service.client.errors import BY_STATUS, of_response, retry_after_s
 from service.client.events import EventDecoder, SentEvent
 from service.client.retry import Failures
 from service.protocol import ErrorData
+from service.schemas import DescribeFields
 from service.settings import GatewaySettings
 from tests.e2e.playground.scene_worker import TEXT as SCENE_TEXT
 from tests.e2e.playground.scene_worker import SteppedWorker
@@ -335,3 +337,8 @@ def test_events_are_read_whatever_the_chunks(cuts: list[int]) -> None:
     bounds = [0, *sorted(cuts), len(wire)]
     chunks = [wire[begin:end] for begin, end in pairwise(bounds)]
     assert [event for chunk in chunks for event in decoder.feed(chunk)] == EVENTS
+
+
+def test_every_field_of_a_description_can_be_asked_for() -> None:
+    """But `stream`, which is a method of its own."""
+    assert set(Options.__annotations__) == set(DescribeFields.model_fields) - {"stream"}

@@ -32,7 +32,8 @@ def test_where_the_tests_run_nothing_is_missing() -> None:
     missing = [check for check in report["checks"] if check["verdict"] == "missing"]
     assert (result.exit_code, report["ok"]) == (int(bool(missing)), not missing)
     names = {check["name"] for check in report["checks"]}
-    assert names == {"python", "packages", "cpu", "gpu", "weights", "memory", "redis", "port"}
+    everywhere = {"python", "packages", "cpu", "gpu", "weights", "memory", "redis", "port"}
+    assert names - {"kernels"} == everywhere
     assert [check for check in missing if check["name"] != "memory"] == []
 
 
@@ -43,6 +44,12 @@ def test_a_missing_checkpoint_is_told_in_plain_words(tmp_path: Path) -> None:
     assert "MISSING weights" in " ".join(result.stdout.split())
     assert "Something is missing." in result.stdout
     assert "Traceback" not in result.output
+
+
+def test_kernels_that_cannot_be_compiled_only_cost_time() -> None:
+    assert doctor.kernels(built=False, compiler=None).verdict == "note"
+    assert doctor.kernels(built=False, compiler="/usr/bin/g++").verdict == "ok"
+    assert doctor.kernels(built=True, compiler=None).verdict == "ok"
 
 
 def test_a_taken_port() -> None:

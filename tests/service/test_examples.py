@@ -47,7 +47,7 @@ async def test_curl(live: Live, worker: ScriptedWorker) -> None:
     assert len(worker.jobs) == 3
 
 
-@pytest.mark.parametrize(("name", "answers"), [("client.py", 3), ("openai_client.py", 1)])
+@pytest.mark.parametrize(("name", "answers"), [("client.py", 3), ("openai_client.py", 1), ("batch.py", 1)])
 async def test_python(live: Live, worker: ScriptedWorker, name: str, answers: int) -> None:
     said = await run([sys.executable, str(EXAMPLES / name), live.url, PICTURE])
     assert said.count(TEXT) == answers
@@ -78,9 +78,10 @@ def test_every_page_of_the_guide_builds_strictly(tmp_path: Path) -> None:
     api = (tmp_path / "reference/api/index.html").read_text()
     assert "POST /v1/describe" in api
     assert "TWIGSERVE_GATEWAY_PORT" in (tmp_path / "reference/configuration/index.html").read_text()
-    clients = unescape(re.sub(r"<[^>]+>", "", (tmp_path / "clients/index.html").read_text()))
+    shown = "".join((tmp_path / page / "index.html").read_text() for page in ("clients", "batches"))
+    text = unescape(re.sub(r"<[^>]+>", "", shown))
     for example in EXAMPLES.iterdir():
-        assert example.read_text().strip() in clients, "ruff once broke the lines that include them"
+        assert example.read_text().strip() in text, "ruff once broke the lines that include them"
     pages = [path.read_text() for path in tmp_path.rglob("*.html")]
     assert not [page for page in pages if "<code>flowchart" in page], "Mermaid needs an outside script"
     outside = {url for page in pages for url in re.findall(r'(?:src|srcset)="(https?:[^"]+)"', page)}

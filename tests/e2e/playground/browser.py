@@ -16,7 +16,7 @@ FLAGS = (
     "--disable-sync",
 )
 # A loaded machine may be slow; a page that hangs is still caught.
-PATIENCE_MS = 30_000
+PATIENCE_MS = 60_000
 DESKTOP = {"width": 1280, "height": 900}
 PHONE = {"width": 360, "height": 740}
 

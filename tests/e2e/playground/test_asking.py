@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("playwright", reason="Playwright is not installed (pip install playwright)")
 
-from playwright.async_api import Route, expect
+from playwright.async_api import Page, Route, expect
 
 from tests.e2e.playground.parts import answer, ask, ask_button, finished, panel, picture
 from tests.e2e.playground.scene_worker import PATCHES, TEXT
@@ -19,6 +19,15 @@ from tests.service.cutting_proxy import cutting_proxy
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="package")]
 
 KEPT_OF_FAST = 41
+
+
+async def begun(stage: Stage) -> Page:
+    """One token is there."""
+    page = await stage.open()
+    await ask(page)
+    stage.allow(1)
+    await expect(answer(page)).to_have_text("The")
+    return page
 
 
 async def test_a_bundled_scene_streams_round_by_round(stage: Stage) -> None:
@@ -172,10 +181,7 @@ async def test_a_broken_stream_goes_on_behind_its_last_event(stage: Stage) -> No
 async def test_a_connection_that_stays_lost_is_an_error(stage: Stage) -> None:
     async with cutting_proxy(stage.url) as proxy:
         stage.url = proxy.url
-        page = await stage.open()
-        await ask(page)
-        stage.allow(1)
-        await expect(answer(page)).to_have_text("The")
+        page = await begun(stage)
         await page.route("**/v1/jobs/*/events", lambda route: route.abort())
         proxy.cut()
         await expect(page.get_by_role("alert")).to_contain_text("stream_broken")
@@ -187,10 +193,7 @@ async def test_a_connection_that_stays_lost_is_an_error(stage: Stage) -> None:
 
 
 async def test_cancel_stops_the_work_on_the_server(stage: Stage) -> None:
-    page = await stage.open()
-    await ask(page)
-    stage.allow(1)
-    await expect(answer(page)).to_have_text("The")
+    page = await begun(stage)
     await page.get_by_role("button", name="Cancel", exact=True).click()
     await expect(panel(page).locator(".status")).to_contain_text("Cancelled")
     assert await stage.cancelled() == [job.id for job in stage.jobs]
@@ -199,10 +202,7 @@ async def test_cancel_stops_the_work_on_the_server(stage: Stage) -> None:
 
 
 async def test_who_leaves_the_page_stops_the_work_too(stage: Stage) -> None:
-    page = await stage.open()
-    await ask(page)
-    stage.allow(1)
-    await expect(answer(page)).to_have_text("The")
+    page = await begun(stage)
     await page.goto("about:blank")
     assert await stage.cancelled() == [job.id for job in stage.jobs]
 
