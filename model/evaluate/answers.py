@@ -58,7 +58,8 @@ class Answers:
             raise ValueError(f"{path} holds answers of another checkpoint: remove it, or name another file")
         whole = [entry for line in lines if isinstance(entry := _parsed(line), dict)]
         for entry in whole:
-            self._known[entry.pop("way"), entry.pop("item")] = Answer(**entry)
+            key = entry.pop("way"), entry.pop("item")
+            self._known[key] = Answer(**entry)
         if len(whole) < len(lines):  # cut off in the middle of a line
             path.write_text("\n".join([first, *map(json.dumps, self._entries())]) + "\n")
 

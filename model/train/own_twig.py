@@ -157,7 +157,7 @@ class OwnTwigRun:
                 answered = len(reading.target)
                 loss, logits = twig_loss(self.shared, self.frozen, reading, self.lessons, step, share)
                 (loss * answered).backward()
-            losses, tokens = losses + float(loss) * answered, tokens + answered
+            losses, tokens = losses + float(loss.detach()) * answered, tokens + answered
             right += int((logits.argmax(-1) == reading.target).sum())
         self._update(step, self.processes.total(tokens))
         return {"loss": losses / max(tokens, 1), "right": right / max(tokens, 1)}

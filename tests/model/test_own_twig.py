@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from model.engine import Engine, EngineConfig
 from model.request import Request, SamplingParams
@@ -26,6 +27,7 @@ from model.train.own_twig import Machine, OwnTwigRun, TwigRecipe
 from model.train.processes import Processes
 from model.train.twig_module import Twig
 from model.words import Words
+from service.cli import app
 from tests.model.families import Family, write_llava_next, write_qwen
 from tests.model.harness import World
 from tests.model.tiny import Shape, TwigShape
@@ -272,8 +274,17 @@ def test_a_run_that_was_cut_off_goes_on_as_if_not(
     whole = own_run(world, conversations, tmp_path / "whole", passes=2)
     whole.train()
     first = own_run(world, conversations, tmp_path / "parts", passes=2)
-    first.steps = 2
-    first.train()
+    first.machine = replace(MACHINE, save_s=0.0)
+    step = first._step
+
+    def cut_off(number: int) -> dict[str, float]:
+        if number == 2:
+            raise InterruptedError
+        return step(number)
+
+    first._step = cut_off  # type: ignore[method-assign]
+    with pytest.raises(InterruptedError):
+        first.train()
     second = own_run(world, conversations, tmp_path / "parts", passes=2)
     second.train()
     for name, weight in whole.twig.state_dict().items():
@@ -303,7 +314,7 @@ def test_what_is_too_long_is_cut_but_not_its_picture(world: World, conversations
     assert torch.equal(cut.target, whole.target[: len(cut.target)])
     nothing = base.read([example], frozen, SHAPE.visual_tokens + 8)
     loss, _ = twig_loss(Twig(base.vlm, 2, 2), frozen, nothing, Lessons(), 0, 1.0)
-    assert float(loss) == 0
+    assert loss.item() == 0
     with pytest.raises(DataError, match=r"item 1 .*picture ends behind the first 8 tokens"):
         base.read([example], frozen, 8)
 
@@ -324,3 +335,36 @@ def test_two_processes_train_the_same_twig_as_one(world: World, data: Path, tmp_
     assert first.keys() == second.keys()
     for name, weight in first.items():
         torch.testing.assert_close(second[name].float(), weight.float(), atol=1e-2, rtol=1e-2, msg=name)
+
+
+def test_bfloat16_is_computed_in_and_written(
+    world: World, conversations: list[Conversation], tmp_path: Path
+) -> None:
+    machine = replace(MACHINE, dtype="bfloat16", micro_batch=3)
+    recipe = replace(RECIPE, passes=0.5, draft="base")
+    run = OwnTwigRun(world.base_path, conversations, tmp_path, recipe, machine, ALONE)
+    assert {weight.dtype for weight in run.twig.parameters()} == {torch.float32}
+    run.train()
+    run.write(tmp_path / "twig")
+    written = load_file(tmp_path / "twig" / "model.safetensors")
+    assert {weight.dtype for weight in written.values()} == {torch.bfloat16}
+    assert all(torch.isfinite(weight).all() for weight in written.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--base", "."], "--data"),
+        (["--draft", "base"], "--draft goes with --base"),
+        (["--micro-batch", "2", "--data", "d.json"], "--data, --micro-batch goes with --base"),
+        (["--base", ".", "--data", "d.json", "--out", "o", "--warmup", "2"], "warmup"),
+    ],
+)
+def test_options_that_do_not_go_together_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["train", "twig", *options])
+    assert done.exit_code == 2
+    assert told in done.output
+    assert "Traceback" not in done.output

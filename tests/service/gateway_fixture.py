@@ -36,9 +36,9 @@ class Live:
         return gateway
 
 
-async def eventually(true: Callable[[], bool], within_s: float = 60.0) -> None:
+async def eventually(true: Callable[[], bool]) -> None:
     """For what another thread or library does and nothing announces."""
-    async with asyncio.timeout(within_s):
+    async with asyncio.timeout(60):
         while not true():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
