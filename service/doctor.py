@@ -62,6 +62,14 @@ def gpu(names: tuple[str, ...], cuda_build: str | None, auto_dtype: str) -> Find
     return Finding("gpu", "ok", f"none; workers compute on the CPU, in {auto_dtype}")
 
 
+def kernels(how: str | None) -> Finding:
+    """how: as `model.machine` tells it."""
+    if how is None:
+        advice = "Install g++: the engine then compiles them once, and decodes several times faster on a CPU."
+        return Finding("kernels", "note", "no native kernels, and no g++ to compile them", advice)
+    return Finding("kernels", "ok", f"native, {how}: bfloat16 weights, sums in float32")
+
+
 def cpu() -> Finding:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if cores < 2:

@@ -142,7 +142,7 @@ class GatewaySettings(_Settings):
 class WorkerSettings(_Settings):
     """vlm: a checkpoint directory or `embedded`. drain_s: how long running jobs may finish after SIGTERM.
 
-    dtype auto is bfloat16 where the device multiplies it natively, else float32.
+    dtype auto is bfloat16 where the device multiplies it natively or native kernels do, else float32.
     image_fit pad: to a square with the mean colour, as the published twig was trained (llava).
     max_image_tokens: of one image, where pictures keep their own resolution (qwen2_5_vl).
     kv_cache_bytes: the most the KV cache may hold; None is what max_batch requests need at the most.

@@ -57,6 +57,7 @@ def _engine_findings(settings: WorkerSettings) -> Iterator[Finding]:
 
     facts = torch_facts()
     yield look.gpu(facts.gpus, facts.cuda_build, facts.auto_dtype)
+    yield look.kernels(facts.kernels)
     try:
         weights_bytes = checkpoint_bytes(settings.vlm, settings.twig)
     except (OSError, ValueError) as error:
