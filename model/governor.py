@@ -27,8 +27,9 @@ REMEMBERED_ROUNDS = 5
 # that the trial costs no more than this share of the rounds.
 FIRST_PAUSE_ROUNDS, LAST_PAUSE_ROUNDS = 64, 1024
 TRIAL_SHARE = 0.01
-# Rounds until a neighbour that was never timed gets its trial.
-SHORT_PAUSE_ROUNDS = 16
+# Rounds until a neighbour that was never timed gets its trial, and what it must promise of the best rate, its
+# cost taken on the line between timed limits or as going on the way it grew so far, whichever is less.
+SHORT_PAUSE_ROUNDS, PLAUSIBLE = 16, 0.9
 # How much a row's round moves the acceptance of a position.
 ACCEPTANCE_STEP = 0.01
 # Before anything is known; drafts are tried first.
@@ -185,7 +186,18 @@ class Governor:
         if self._like(self._load) is not None:
             return []
         near = (costs.limit - 1, costs.limit + 1)
-        return [limit for limit in near if 0 <= limit <= self._most and limit not in costs.seconds]
+        untimed = [limit for limit in near if 0 <= limit <= self._most and limit not in costs.seconds]
+        least = PLAUSIBLE * self._rate(costs, costs.limit)
+        return [limit for limit in untimed if self._hope(costs, limit) >= least]
+
+    def _hope(self, costs: Costs, limit: int) -> float:
+        lower = [timed for timed in costs.seconds if timed < min(limit, costs.limit)]
+        seconds = costs.cost(limit)
+        if limit > costs.limit and lower:
+            here, below = costs.cost(costs.limit), max(lower)
+            grown = (here - costs.cost(below)) / (costs.limit - below)
+            seconds = min(seconds, here + max(grown, 0.0))
+        return self._acceptance.tokens(limit) / max(seconds, 1e-9)
 
     def _choose(self, costs: Costs) -> None:
         best = max(range(self._most + 1), key=lambda limit: self._rate(costs, limit))

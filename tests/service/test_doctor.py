@@ -32,7 +32,7 @@ def test_where_the_tests_run_nothing_is_missing() -> None:
     missing = [check for check in report["checks"] if check["verdict"] == "missing"]
     assert (result.exit_code, report["ok"]) == (int(bool(missing)), not missing)
     names = {check["name"] for check in report["checks"]}
-    assert names == {"python", "packages", "cpu", "gpu", "weights", "memory", "redis", "port"}
+    assert names == {"python", "packages", "cpu", "gpu", "kernels", "weights", "memory", "redis", "port"}
     assert [check for check in missing if check["name"] != "memory"] == []
 
 
@@ -89,6 +89,13 @@ def test_memory_is_the_least_of_machine_and_container(tmp_path: Path) -> None:
     assert doctor.memory(10, 400).verdict == "missing"
     assert doctor.memory(10, 2**33).verdict == "ok"
     assert doctor.memory(10, None).verdict == "note"
+
+
+def test_kernels_that_cannot_be_had_are_a_note_with_a_remedy() -> None:
+    finding = doctor.kernels(None)
+    assert finding.verdict == "note"
+    assert "g++" in finding.advice
+    assert doctor.kernels("compiled").verdict == "ok"
 
 
 def test_a_gpu_that_torch_cannot_use_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
