@@ -22,12 +22,14 @@ from model.admission import Admission
 from model.card import ModelCard
 from model.checkpoint import resolve
 from model.config import EngineConfig
+from model.decoder import DecoderShape
 from model.detokenize import Detokenizer
-from model.dtypes import resolve_dtype
+from model.dtypes import emulated, resolve_dtype
 from model.entrance import Entrance
 from model.generation import Generation, Times
 from model.governor import Governor
 from model.limits import card_of, kv_budget, limits_of
+from model.native.library import load_library
 from model.randomness import sampler_of
 from model.request import FinishReason, Request, RequestError, Result, SamplingParams, StepOutput
 from model.rounds import Rounds
@@ -78,6 +80,10 @@ class Engine:
             dtype=dtype,
             device=device,
         )
+        if self.kernels == "torch" and emulated(dtype, device):
+            log.warning(
+                "bfloat16 without native kernels is emulated on this CPU: float32 would be many times faster"
+            )
         # Where nothing is ever drafted there is nothing to govern.
         governed = config.governor and twig is not None and limits.draft_tokens > 0
         governor = Governor(limits.draft_tokens, clock) if governed else None
@@ -108,7 +114,7 @@ class Engine:
             torch.set_num_threads(config.threads)
         base_path, twig_path = resolve(base, twig)
         where = torch.device(device)
-        kind = resolve_dtype(dtype, where)
+        kind = resolve_dtype(dtype, where, native=_native(config, where))
         with torch.inference_mode():
             adapter = load_adapter(base_path, dtype=kind, device=where, config=config)
             loaded = None
@@ -198,6 +204,11 @@ class Engine:
     def kernels(self) -> str:
         """What decodes: `native` code, or `torch`."""
         return self._runner.vlm.kernels
+
+    @property
+    def decoder(self) -> tuple[DecoderShape, int]:
+        """The base's shape, and how many layers it has."""
+        return self._adapter.shape, len(self._adapter.layers)
 
     def stats(self) -> EngineStats:
         scheduler, vision = self._scheduler, self._runner.vision
@@ -289,3 +300,8 @@ class Engine:
 
     def _output(self, generation: Generation) -> StepOutput:
         return self._outputs.setdefault(generation.request_id, StepOutput(generation.request_id))
+
+
+def _native(config: EngineConfig, device: torch.device) -> bool:
+    """Whether native kernels will decode; compiles them where that is still to be done."""
+    return config.kernels != "torch" and device.type == "cpu" and load_library() is not None

@@ -29,7 +29,10 @@ def bench(
     batch: Annotated[list[int] | None, typer.Option(min=1, help="Repeatable; 1 and 8 by default.")] = None,
     max_tokens: int = 128,
     threads: int = 2,
-    dtype: str = "bfloat16",
+    dtype: Annotated[str, typer.Option(help="Of our side.")] = "auto",
+    generate_dtype: Annotated[
+        str, typer.Option(help="Of the other side; `fastest` is measured.")
+    ] = "fastest",
     repeats: int = 3,
     retained_tokens: Annotated[int | None, typer.Option(help="R-bar of ttp; tier `fast` by default.")] = None,
     memory: Annotated[
@@ -42,7 +45,9 @@ def bench(
 ) -> None:
     """Our engine against transformers' generate, on the same weights in the same run."""
     if memory:
-        _bench_memory(as_json, vlm, twig, dtype, max_tokens, retained_tokens)
+        _bench_memory(
+            as_json, vlm, twig, "bfloat16" if dtype == "auto" else dtype, max_tokens, retained_tokens
+        )
         return
     with plain_errors():
         from model.bench import BenchConfig, print_table, run_bench
@@ -55,6 +60,7 @@ def bench(
             max_tokens=max_tokens,
             threads=threads,
             dtype=dtype,
+            generate_dtype=generate_dtype,
             repeats=repeats,
             retained_tokens=retained_tokens,
         )
