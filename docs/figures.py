@@ -77,7 +77,7 @@ def svg(rounds: list[StepOutput]) -> str:
     )
     body = "\n".join(row for row, _ in rows)
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {max(width, 560):.0f} {height}">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {max(width, 620):.0f} {height}">'
         f"<style>{STYLE}</style>\n{body}\n{legend}\n</svg>\n"
     )
 

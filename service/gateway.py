@@ -104,12 +104,12 @@ class Gateway:
             self._seen, self._seen_at = (queue, workers), began
         return self._seen
 
-    async def ready(self, max_age_s: float = 0.0) -> Look:
-        """As `look`, with at least one worker, else 503."""
+    async def ready(self, max_age_s: float = 0.0, *, without_workers: bool = False) -> Look:
+        """As `look`, with at least one worker unless it goes without, else 503."""
         if self._draining:
             raise Stopping("This gateway is stopping.", retry_after_s=RETRY_AFTER_S)
         queue, workers = await self.look(max_age_s)
-        if not workers:
+        if not workers and not without_workers:
             raise NoWorker("No worker is ready.", retry_after_s=RETRY_AFTER_S)
         return queue, workers
 

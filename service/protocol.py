@@ -324,6 +324,11 @@ class Keys:
         """The set of worker ids that may be alive; `worker(id)` with its TTL decides."""
         return self.prefix + "workers"
 
+    @property
+    def generation(self) -> str:
+        """The name of the data in this server, see `data_name` in common.lua."""
+        return self.prefix + "generation"
+
     def job(self, job_id: str) -> str:
         return f"{self.prefix}job:{job_id}"
 

@@ -143,7 +143,10 @@ class Engine:
 
     def _end(self, result: Result, batch_size: int) -> DoneData | ErrorData:
         if result.finish_reason in ("abort", "error"):
-            log.error("request failed in the engine", extra={"error": result.error})
+            if (
+                result.finish_reason == "error"
+            ):  # an abort is the loop's own doing, and of a job it has let go
+                log.error("request failed in the engine", extra={"error": result.error})
             return ErrorData(message="The engine could not finish the request.", code="engine_error")
         done = done_data(result, self.card.model_id, batch_size)
         if result.request_id not in self._wants_map:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import annotated_types
 from pydantic.fields import FieldInfo
@@ -16,7 +16,8 @@ from service import settings
 INTRO = """# Configuration
 
 Every setting is an environment variable; where a command has an option of the same meaning, the option wins.
-A `TWIGSERVE_` variable that is not listed here stops the process and is named.
+A `TWIGSERVE_` variable that is not listed here stops the process and is named. Times are in seconds (`_S`),
+sizes in bytes (`_BYTES`); a list is JSON (`["one", "two"]`).
 """
 
 
@@ -37,12 +38,12 @@ def _section(kind: type[BaseSettings]) -> str:
     prefix = str(kind.model_config["env_prefix"])
     about = inspect.cleandoc(kind.__doc__ or "") if kind.__dict__.get("__doc__") else ""
     rows = [
-        (code((prefix + name).upper()), code(_default(field)), _limits(field))
+        (code((prefix + name).upper()), code(_default(field)), _limits(field), field.description or "")
         for name, field in kind.model_fields.items()
         if not _nested(field)
     ]
     title = prefix.removeprefix(settings.ENV_PREFIX).rstrip("_").replace("_", " ").title()
-    return f"## {title}\n\n{about}\n\n{table(('variable', 'default', 'limits'), rows)}"
+    return f"## {title}\n\n{about}\n\n{table(('variable', 'default', 'limits', 'meaning'), rows)}"
 
 
 def _nested(field: FieldInfo) -> bool:
@@ -57,8 +58,15 @@ def _default(field: FieldInfo) -> Any:
     return secret() if secret else "unset" if value in (None, ()) else value
 
 
+def _choices(annotation: Any) -> tuple[Any, ...]:
+    """Of a Literal, alone or beside None."""
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
+    return tuple(choice for part in get_args(annotation) for choice in _choices(part))
+
+
 def _limits(field: FieldInfo) -> str:
-    told = []
+    told = [code(choice) for choice in _choices(field.annotation)]
     for bound in field.metadata:
         if isinstance(bound, annotated_types.Ge):
             told.append(f"at least {bound.ge}")
@@ -66,6 +74,8 @@ def _limits(field: FieldInfo) -> str:
             told.append(f"above {bound.gt}")
         elif isinstance(bound, annotated_types.Le):
             told.append(f"at most {bound.le}")
+        elif isinstance(bound, annotated_types.Lt):
+            told.append(f"below {bound.lt}")
         elif getattr(bound, "pattern", None):
             told.append(code(bound.pattern))
     return ", ".join(told)

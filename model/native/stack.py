@@ -7,6 +7,7 @@ Knows the layout of packed weights, not files or compilers.
 
 from __future__ import annotations
 
+import copy
 import ctypes
 from collections.abc import Sequence
 
@@ -87,6 +88,11 @@ class NativeStack:
         scores = torch.empty(self._shape.heads, self.group.lengths[slot] + x.shape[0])
         self._run(x, cis, [slot], [x.shape[0]], keys_only=True, scores=scores)
         return scores.mean(0)
+
+    def part(self, depth: int, group: LayerGroup) -> NativeStack:
+        part = copy.copy(self)  # the same packed weights
+        part.depth, part.group, part.first = depth, group, 0
+        return part
 
     def _run(
         self,

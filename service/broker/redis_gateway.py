@@ -31,7 +31,7 @@ from service.broker.connection import (
     translated,
     without_memory,
 )
-from service.broker.custody import Custody, key_and_fingerprint
+from service.broker.custody import Custody, key_and_fingerprint, new_name
 from service.broker.reader import EventReader
 from service.broker.sentinel import close_sentinels
 from service.protocol import (
@@ -50,7 +50,7 @@ log = logging.getLogger("twigserve.broker")
 
 _SCRIPTS = (
     *("spend", "admit", "give_back", "submit", "withdraw", "cancel", "expire"),
-    *("stats", "survey", "restore"),
+    *("stats", "survey", "keyed", "restore"),
 )
 _HOLD_MS = 60_000  # how long a reservation may lack its job
 _INBOX_TTL_S = 3600
@@ -149,10 +149,13 @@ class RedisGatewayBroker:
             self._custody.disown(job)
 
     async def keyed_job(self, key: str) -> KeyedJob | None:
-        with translated():
-            fields: Any = self._client.hmget(self._keys.idempotency(key), ["job", "fingerprint"])
-            job_id, fingerprint = await fields
-        return None if job_id is None else KeyedJob(job_id.decode(), fingerprint.decode())
+        data, *holder = await self._run("keyed", new_name(), key)
+        self._custody.see_data(data)
+        if holder:
+            return KeyedJob(holder[0].decode(), holder[1].decode())
+        if self._custody.in_doubt():
+            raise _data_lost()
+        return None
 
     async def events(self, job_id: str, after: str | None = None) -> AsyncGenerator[Event, None]:
         cursor = (0, 0) if after is None else parse_event_id(after)
@@ -235,7 +238,7 @@ class RedisGatewayBroker:
             attempt = held.events[-1].attempt if held.events else 0
             return JobStatus(held.job, "queued", attempt, len(held.events), False, None)
         if await self._custody.data_was_lost():
-            raise BrokerUnavailable("the server lost its data: jobs may still be put back")
+            raise _data_lost()
         return None
 
     def _awaited(self) -> list[str]:
@@ -254,6 +257,10 @@ class RedisGatewayBroker:
             if met_a_replica(error):
                 await self._client.connection_pool.disconnect()
             raise
+
+
+def _data_lost() -> BrokerUnavailable:
+    return BrokerUnavailable("the server lost its data: jobs may still be put back")
 
 
 @contextmanager

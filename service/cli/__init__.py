@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from service.cli import describe, doctor, evaluating, keys, local, models, probes, serving
+from service.cli import describe, doctor, evaluating, keys, local, models, probes, serving, training
 
 app = typer.Typer(
     name="twigserve",
@@ -24,9 +24,11 @@ app.command()(evaluating.evaluate)
 app.command(epilog=describe.EPILOG)(describe.describe)
 app.command()(models.fetch)
 
-train = typer.Typer(no_args_is_help=True, help="Makes the embedded model: base, then twig. Resumable.")
-train.command("base")(local.train_base)
-train.command("twig")(local.train_twig)
+train = typer.Typer(
+    no_args_is_help=True, help="Makes the embedded model, base and twig, or a twig for your base. Resumable."
+)
+train.command("base")(training.train_base)
+train.command("twig")(training.train_twig)
 app.add_typer(train, name="train")
 
 api_keys = typer.Typer(no_args_is_help=True, help="API keys: a file of hashes that gateways read.")

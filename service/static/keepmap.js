@@ -3,7 +3,7 @@
 // Knows nothing of requests; how patches are painted is in `patches`.
 
 import { onPick, press } from "./dom.js";
-import { drawAsSeen, drawPruned, drawScores } from "./patches.js";
+import { drawAsSeen, drawGrid, drawPruned, drawScores } from "./patches.js";
 
 const CANVAS_PX = 960;
 const HINT = "Point at a patch, or walk there with the arrow keys, to see its score.";
@@ -42,9 +42,18 @@ export class KeepMap {
     this.map = null;
     this.cell = null;
     this.figure.hidden = false;
+    this.views.hidden = true;
     this.size();
     this.describe("The map of kept patches comes with the end of the answer.");
     this.setView("kept");
+  }
+
+  /** Before the first question: what there is to prune. */
+  preview(bitmap, card) {
+    this.begin(bitmap, card);
+    this.describe(card.image.dynamic
+      ? "Cut into patches by its own size."
+      : `${this.rows} × ${this.columns} patches, before any is pruned.`);
   }
 
   /** @param {{grid: [number, number], kept: number[], scores: number[] | null} | undefined} map */
@@ -58,6 +67,7 @@ export class KeepMap {
     this.size();
     const all = this.rows * this.columns;
     this.describe(`${map.kept.length} of ${all} kept`);
+    this.views.hidden = false;
     this.views.querySelector('[data-view="scores"]').disabled = !map.scores;
     this.setView(this.view);
   }
@@ -88,8 +98,9 @@ export class KeepMap {
   draw() {
     const context = this.canvas.getContext("2d");
     drawAsSeen(context, this.bitmap, this.spec);
-    if (!this.map || this.view === "picture") return;
     const grid = { rows: this.rows, columns: this.columns };
+    if (!this.map && !this.spec.dynamic) drawGrid(context, grid);
+    if (!this.map || this.view === "picture") return;
     if (this.view === "scores") drawScores(context, grid, this.map.ranks);
     else drawPruned(context, grid, this.map.kept);
   }

@@ -1,12 +1,14 @@
 // The page put together: picture, question and settings in; answers, code and history out.
 // Invariant: one question is under way at a time, on one panel or (compared) on two.
 
-import { endpoint, formFields, hasKey, servedModels, useKey } from "./api.js";
-import { copyText, make, onPick, press } from "./dom.js";
+import { formFields, servedModels, useKey } from "./api.js";
+import { CodeView } from "./code.js";
+import { make } from "./dom.js";
 import { History } from "./history.js";
+import { tellLimits } from "./notice.js";
 import { AnswerPanel } from "./panel.js";
 import { PicturePicker } from "./picture.js";
-import { snippet } from "./snippets.js";
+import { tellVerdict } from "./verdict.js";
 
 const LOOK_AGAIN_MS = 2000;
 const LOOK_WHILE_READY_MS = 15000;
@@ -17,14 +19,13 @@ class Playground {
   constructor() {
     this.card = null;
     this.running = null;
-    this.language = "curl";
-    this.side = 0;
     this.question = byId("question");
     this.maxTokens = byId("max-tokens");
     this.compare = byId("compare");
+    this.code = new CodeView((side) => this.request(side));
     this.panels = [0, 1].map(() => this.makePanel());
     this.history = new History((asked) => this.reopen(asked));
-    this.pictures = new PicturePicker((picture) => this.offerQuestions(picture.questions));
+    this.pictures = new PicturePicker((picture) => this.took(picture));
     this.listen();
     this.arrange();
   }
@@ -32,7 +33,7 @@ class Playground {
   makePanel() {
     const root = byId("panel-template").content.cloneNode(true).firstElementChild;
     byId("answers").append(root);
-    return new AnswerPanel(root, () => this.showCode());
+    return new AnswerPanel(root, () => this.code.show());
   }
 
   /** The panels that a question goes to. */
@@ -45,7 +46,7 @@ class Playground {
       event.preventDefault();
       this.ask();
     });
-    byId("ask").addEventListener("input", () => this.showCode());
+    byId("ask").addEventListener("input", () => this.code.show());
     this.question.addEventListener("keydown", (event) => {
       if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
       event.preventDefault();
@@ -53,9 +54,6 @@ class Playground {
     });
     byId("cancel").addEventListener("click", () => this.running?.abort());
     this.compare.addEventListener("change", () => this.arrange());
-    onPick(byId("languages"), (button) => this.pickCode(button, () => (this.language = button.dataset.language)));
-    onPick(byId("code-side"), (button) => this.pickCode(button, () => (this.side = Number(button.dataset.side))));
-    byId("copy").addEventListener("click", () => this.copyCode());
     byId("api-key").addEventListener("change", (event) => {
       useKey(event.target.value);
       this.findModel();
@@ -70,12 +68,12 @@ class Playground {
 
   arrange() {
     const two = this.compare.checked;
+    tellVerdict([]);
     this.panels[1].root.hidden = !two;
     byId("answers").classList.toggle("two", two);
     this.panels[0].label(two ? "Answer A" : "Answer");
     this.panels[1].label("Answer B");
-    byId("code-side").hidden = !two;
-    this.showCode();
+    this.code.compare(two);
   }
 
   // --- the model ---
@@ -99,6 +97,8 @@ class Playground {
     this.tellServed(`${name} · ${rows} × ${columns} patches`, true);
     if (JSON.stringify(card) === JSON.stringify(this.card)) return; // what the visitor has set stays
     this.card = card;
+    this.model = name;
+    this.showPicture();
     this.panels[0].setting.setCard(card, { retained: card.default_retained, speculation: true });
     // The other side of a comparison begins as the plain network: nothing pruned, nothing drafted.
     this.panels[1].setting.setCard(card, { retained: card.image_tokens, speculation: false });
@@ -112,16 +112,24 @@ class Playground {
 
   // --- the question ---
 
-  offerQuestions(questions) {
-    const chips = questions.map((text) => make("button", { type: "button" }, text));
+  showPicture() {
+    const { picture } = this.pictures;
+    if (!picture || !this.card) return;
+    tellLimits(this.model, picture);
+    for (const panel of this.panels) panel.preview(picture, this.card);
+  }
+
+  took(picture) {
+    this.showPicture();
+    const chips = picture.questions.map((text) => make("button", { type: "button" }, text));
     byId("examples").replaceChildren(...chips);
     for (const chip of chips) {
       chip.addEventListener("click", () => {
         this.question.value = chip.textContent;
-        this.showCode();
+        this.code.show();
       });
     }
-    this.showCode();
+    this.code.show();
   }
 
   fields(panel) {
@@ -135,12 +143,15 @@ class Playground {
     this.setRunning(new AbortController());
     const { signal } = this.running;
     this.panels[0].reveal();
+    tellVerdict([]);
     const [panels, card] = [this.asked, this.card];
     const asked = { picture, question: this.question.value, maxTokens: this.maxTokens.value, card };
     const settings = panels.map(({ setting }) => ({ snapshot: setting.snapshot(), told: setting.told() }));
     try {
       const runs = panels.map((panel) => panel.run(picture, this.fields(panel), card, signal));
-      const sides = (await Promise.all(runs)).map((happened, i) => ({ ...settings[i], happened }));
+      const happenings = await Promise.all(runs);
+      tellVerdict(happenings);
+      const sides = happenings.map((happened, i) => ({ ...settings[i], happened }));
       if (!this.leaving) this.history.add({ ...asked, sides });
     } finally {
       this.setRunning(null);
@@ -152,6 +163,7 @@ class Playground {
     const hadFocus = document.activeElement === cancel;
     this.running = controller;
     byId("send").disabled = controller !== null || !this.card;
+    this.compare.disabled = controller !== null;
     cancel.hidden = controller === null;
     if (hadFocus && cancel.hidden) byId("send").focus();
   }
@@ -168,29 +180,16 @@ class Playground {
       this.panels[i].replay(asked.picture, asked.card, happened);
     });
     this.arrange();
+    tellVerdict(asked.sides.map(({ happened }) => happened));
   }
 
   // --- the code ---
 
-  pickCode(button, change) {
-    change();
-    press(button.parentElement, button);
-    this.showCode();
-  }
-
-  showCode() {
-    if (!this.card) return;
-    const panel = this.asked[this.side] ?? this.panels[0];
+  /** The request of one side as it would be sent now. */
+  request(side) {
+    if (!this.card) return null;
     const file = this.pictures?.picture?.name ?? "picture.png";
-    const request = { url: endpoint("v1/describe"), file, fields: this.fields(panel), withKey: hasKey() };
-    byId("snippet").textContent = snippet(this.language, request);
-  }
-
-  async copyCode() {
-    const button = byId("copy");
-    const copied = await copyText(byId("snippet"));
-    button.textContent = copied ? "Copied" : "Press Ctrl+C";
-    setTimeout(() => (button.textContent = "Copy"), 2000);
+    return { file, fields: this.fields(this.asked[side] ?? this.panels[0]) };
   }
 }
 

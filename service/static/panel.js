@@ -2,6 +2,7 @@
 // Invariant: a panel shows one run at a time, and a run always ends in exactly one of: done, failed, cancelled.
 
 import { ApiFailure } from "./api.js";
+import { Clock } from "./clock.js";
 import { make } from "./dom.js";
 import { describe } from "./job.js";
 import { KeepMap } from "./keepmap.js";
@@ -22,11 +23,13 @@ export class AnswerPanel {
     this.answer = root.querySelector(".answer");
     this.error = root.querySelector(".error");
     this.mixedLegend = root.querySelector(".legend-mixed");
+    this.clock = new Clock(root.querySelector(".clock"));
+    this.fresh = true;
     this.setting = new Setting(root, onSetting);
     this.tiles = new Tiles(root);
     this.map = new KeepMap(root.querySelector(".map"));
     this.label("Answer");
-    this.status.textContent = "The answer will appear here.";
+    this.status.textContent = "The answer appears here, word by word. Below it: whose words they are.";
   }
 
   label(title) {
@@ -65,7 +68,13 @@ export class AnswerPanel {
     happened.forEach((happening) => this.show(happening));
   }
 
+  /** What will be asked about, as long as nothing has been asked. */
+  preview(picture, card) {
+    if (this.fresh) this.map.preview(picture.bitmap, card);
+  }
+
   begin(picture, card) {
+    this.fresh = false;
     this.answer.replaceChildren();
     this.error.hidden = true;
     this.mixedLegend.hidden = true;
@@ -84,6 +93,7 @@ export class AnswerPanel {
   setBusy(busy, told) {
     // While busy a screen reader holds back; it then reads the whole answer, not crumbs of it.
     this.answer.setAttribute("aria-busy", String(busy));
+    this.clock.run(busy);
     this.status.textContent = told;
   }
 

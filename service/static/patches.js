@@ -6,6 +6,7 @@
 
 const VEIL = "rgb(24 30 27 / 80%)";
 const EDGE = "#ffffff";
+const MESH = "rgb(255 255 255 / 30%)";
 const NO_PAD = [128, 128, 128];
 // From low to high: dark blue, teal, yellow.
 const RAMP = [[28, 22, 74], [29, 120, 130], [250, 220, 70]];
@@ -26,6 +27,15 @@ export function drawAsSeen(context, bitmap, spec) {
   const scale = pick(width / bitmap.width, height / bitmap.height);
   const [w, h] = [bitmap.width * scale, bitmap.height * scale];
   context.drawImage(bitmap, (width - w) / 2, (height - h) / 2, w, h);
+}
+
+/** The patches that the network cuts the picture into. @param {Grid} grid */
+export function drawGrid(context, { rows, columns }) {
+  const { width, height } = context.canvas;
+  const pitch = width / columns;
+  context.fillStyle = MESH;
+  for (let column = 1; column < columns; column += 1) context.fillRect(column * pitch - 1, 0, 2, height);
+  for (let row = 1; row < rows; row += 1) context.fillRect(0, row * pitch - 1, width, 2);
 }
 
 /** @param {Grid} grid  @param {Set<number>} kept row-major indices */

@@ -3,7 +3,8 @@
 
 import { make } from "./dom.js";
 
-/** @typedef {{blob: Blob, name: string, url: string, alt: string, bitmap: ImageBitmap | null, questions: string[]}} Picture */
+/** @typedef {{blob: Blob, name: string, url: string, alt: string, bitmap: ImageBitmap | null, questions: string[],
+ *   bundled: boolean}} Picture */
 
 const ANY_QUESTIONS = ["Describe the image.", "How many objects are there?", "What is the background?"];
 
@@ -48,7 +49,7 @@ export class PicturePicker {
 
   /** @param {File | undefined} file */
   async take(file) {
-    if (file) await this.use(await opened(file, file.name || "pasted.png", file.name, ANY_QUESTIONS));
+    if (file) await this.use(await opened(file, file.name || "pasted.png", file.name, ANY_QUESTIONS, false));
   }
 
   /** @param {Picture} picture */
@@ -62,7 +63,7 @@ export class PicturePicker {
       ? `${picture.name} · ${picture.bitmap.width} × ${picture.bitmap.height}`
       : `${picture.name} · cannot be shown here; the service may read it`;
     for (const button of this.scenes.querySelectorAll("button")) {
-      button.setAttribute("aria-pressed", String(button.dataset.file === picture.name));
+      button.setAttribute("aria-pressed", String(picture.bundled && button.dataset.file === picture.name));
     }
     this.onPicture(picture);
   }
@@ -86,7 +87,7 @@ export class PicturePicker {
 
   async openScene(scene) {
     const response = await fetch(sceneUrl(scene));
-    await this.use(await opened(await response.blob(), scene.file, scene.alt, scene.questions));
+    await this.use(await opened(await response.blob(), scene.file, scene.alt, scene.questions, true));
   }
 }
 
@@ -96,7 +97,7 @@ function firstFile(transfer) {
   return [...(transfer?.files ?? [])].find((file) => file.type.startsWith("image/")) ?? transfer?.files[0];
 }
 
-async function opened(blob, name, alt, questions) {
+async function opened(blob, name, alt, questions, bundled) {
   const bitmap = await createImageBitmap(blob).catch(() => null);
-  return { blob, name, alt: alt || name, questions, bitmap, url: URL.createObjectURL(blob) };
+  return { blob, name, alt: alt || name, questions, bundled, bitmap, url: URL.createObjectURL(blob) };
 }

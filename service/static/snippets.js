@@ -60,11 +60,16 @@ with open(${quote(file)}, "rb") as picture, httpx.stream(
 `;
 }
 
-function javascript({ url, fields, withKey }) {
+// Runs as it is in Node, Deno and Bun; in a page the file comes from the visitor.
+function javascript({ url, file, fields, withKey }) {
   const lines = Object.entries(fields).map(([name, value]) => `form.append(${quote(name)}, ${quote(String(value))});`);
-  const headers = withKey ? ", headers: { Authorization: `Bearer ${key}` }" : "";
-  return `const form = new FormData();
-form.append("image", document.querySelector("input[type=file]").files[0]);
+  const headers = withKey ? ", headers: { Authorization: `Bearer ${process.env.TWIGSERVE_API_KEY}` }" : "";
+  return `// Save as request.mjs and run: node request.mjs
+import { readFile } from "node:fs/promises";
+
+const form = new FormData();
+// In a web page: document.querySelector("input[type=file]").files[0] instead of the Blob.
+form.append("image", new Blob([await readFile(${quote(file)})]), ${quote(file)});
 ${lines.join("\n")}
 
 const response = await fetch(${quote(url)}, { method: "POST", body: form${headers} });
@@ -81,8 +86,8 @@ for (;;) {
     const type = event.match(/^event: (.*)$/m)?.[1];
     if (!type) continue; // a heartbeat
     const data = JSON.parse(event.match(/^data: (.*)$/m)[1]);
-    if (type === "token") console.log(data.text);
-    else if (type === "done") console.log(data.text, data.metrics);
+    if (type === "token") process.stdout.write(data.text);
+    else if (type === "done") console.log("\\n", data.metrics);
     else throw new Error(data.error.message);
   }
 }

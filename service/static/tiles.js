@@ -51,7 +51,7 @@ export class Tiles {
     const written = `${usage.completion_tokens} tokens`;
     this.set("speed", tokens_per_second > 0 ? perSecond(tokens_per_second) : UNKNOWN, written);
     const parts = [queue_ms, encode_ms, prefill_ms].map(Math.round);
-    this.set("first", ms(metrics.time_to_first_token_ms), `queue ${parts[0]}, vision ${parts[1]}, prefill ${parts[2]}`);
+    this.set("first", ms(metrics.time_to_first_token_ms), `${parts[0]} ms in the queue, ${parts[1]} vision, ${parts[2]} prompt`);
     this.speculative(metrics.speculative_decoding);
     this.pruned(usage.prompt_tokens_details, map);
   }

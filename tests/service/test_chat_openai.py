@@ -28,7 +28,7 @@ USAGE = {
 
 @pytest.fixture
 async def ai(live: Live) -> AsyncIterator[AsyncOpenAI]:
-    async with AsyncOpenAI(base_url=live.url + "/v1", api_key="none", max_retries=0, timeout=10) as client:
+    async with AsyncOpenAI(base_url=live.url + "/v1", api_key="none", max_retries=0, timeout=60) as client:
         yield client
 
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,10 @@ def test_every_page_of_the_guide_builds_strictly(tmp_path: Path) -> None:
     api = (tmp_path / "reference/api/index.html").read_text()
     assert "POST /v1/describe" in api
     assert "TWIGSERVE_GATEWAY_PORT" in (tmp_path / "reference/configuration/index.html").read_text()
+    clients = unescape(re.sub(r"<[^>]+>", "", (tmp_path / "clients/index.html").read_text()))
+    for example in EXAMPLES.iterdir():
+        assert example.read_text().strip() in clients, "ruff once broke the lines that include them"
     pages = [path.read_text() for path in tmp_path.rglob("*.html")]
+    assert not [page for page in pages if "<code>flowchart" in page], "Mermaid needs an outside script"
     outside = {url for page in pages for url in re.findall(r'(?:src|srcset)="(https?:[^"]+)"', page)}
     assert outside == set()

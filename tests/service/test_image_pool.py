@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import service.image_pool
-from service.errors import TooLarge, UndecodableImage, Unprocessable, UnsupportedMedia
+from service.errors import TooLarge, Unavailable, UndecodableImage, Unprocessable, UnsupportedMedia
 from service.image_pool import ImagePool
 from service.images import ImageLimits, prepare
 from service.protocol import DynamicSize, ImageSpec
@@ -29,8 +29,8 @@ SMALL = encoded(noise(64, 64), "PNG")
 
 
 @contextlib.asynccontextmanager
-async def pool_of(processes: int, timeout_s: float = 30.0) -> AsyncIterator[ImagePool]:
-    pool = ImagePool(LIMITS, processes, timeout_s)
+async def pool_of(processes: int, cpu_s: float = 30.0) -> AsyncIterator[ImagePool]:
+    pool = ImagePool(LIMITS, processes, cpu_s)
     try:
         yield pool
     finally:
@@ -136,10 +136,26 @@ async def test_a_picture_that_kills_two_children_is_refused_and_the_pool_lives(
 
 
 async def test_a_picture_that_takes_too_long_is_refused(giant: bytes) -> None:
-    async with pool_of(1, timeout_s=0.05) as pool:
+    async with pool_of(1, cpu_s=0.05) as pool:
         with pytest.raises(UndecodableImage, match="hung"):
             await pool.prepare(giant, SPEC)
         assert pool.pids == []
+
+
+async def test_a_starved_decoder_makes_no_picture_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit was time on the wall: on a machine with other work, pictures of one pixel were 422."""
+    async with pool_of(1, cpu_s=0.5) as pool:
+        pid = await stopped(pool)
+        waiting = asyncio.create_task(pool.prepare(SMALL, SPEC))
+        await asyncio.sleep(0.8)
+        os.kill(pid, signal.SIGCONT)
+        assert (await waiting).height == 48
+        assert pool.pids == [pid]
+    monkeypatch.setattr(service.image_pool, "SILENCE_FACTOR", 0)
+    async with pool_of(1) as pool:
+        with pytest.raises(Unavailable) as late:
+            await pool.prepare(SMALL, SPEC)
+        assert (late.value.status, late.value.code) == (503, "decoder_starved")
 
 
 async def test_a_client_that_leaves_takes_its_child_along(pool: ImagePool) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from pydantic_settings import BaseSettings
 
+from docs.reference.configuration import settings_classes
 from service.settings import GatewaySettings, RedisSettings, WorkerSettings, known_variables
 
 
@@ -49,3 +51,10 @@ def test_a_password_in_the_url_is_not_printed():
 def test_variables_are_named_after_their_part():
     known = known_variables()
     assert {"TWIGSERVE_REDIS_URL", "TWIGSERVE_GATEWAY_PORT", "TWIGSERVE_WORKER_DRAIN_S"} <= known
+
+
+@pytest.mark.parametrize("kind", settings_classes(), ids=lambda kind: kind.__name__)
+def test_every_setting_says_what_it_means(kind: type[BaseSettings]):
+    """The guide's configuration page is made of it."""
+    fields = {name: field for name, field in kind.model_fields.items() if name not in ("redis", "tracing")}
+    assert [name for name, field in fields.items() if not field.description] == []

@@ -38,6 +38,11 @@ class Stage:
     def jobs(self) -> list[Any]:
         return [job for worker in self.workers for job in worker.jobs]
 
+    def serve_as(self, model_id: str) -> None:
+        for worker in self.workers:
+            worker.card = worker.card.model_copy(update={"model_id": model_id})
+            worker.heartbeat()
+
     async def cancelled(self) -> list[str]:
         """The jobs that a worker was told to drop; waits for the first."""
         await asyncio.to_thread(self.cancel_seen.wait, PATIENCE_MS / 1000)

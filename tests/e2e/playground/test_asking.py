@@ -47,7 +47,7 @@ async def test_the_end_shows_the_services_own_figures_and_whose_token_is_which(s
     await expect(shown.locator(".kept")).to_have_text(f"{KEPT_OF_FAST} of {PATCHES}")
     await expect(shown.locator(".kept-note")).to_contain_text("64 on average")
     await expect(shown.locator(".acceptance")).to_have_text("85 %")
-    await expect(shown.locator(".first-note")).to_have_text("queue 1, vision 18, prefill 25")
+    await expect(shown.locator(".first-note")).to_have_text("1 ms in the queue, 18 vision, 25 prompt")
     own, drafted = answer(page).locator(".own").first, answer(page).locator(".drafted").first
     await expect(own).to_have_text("The")
     # Told apart by more than colour.
@@ -105,6 +105,29 @@ async def test_a_picked_file_is_sent(stage: Stage) -> None:
     raw = next(blob for worker in stage.workers for blob in worker.blobs)
     assert raw is not None
     assert raw[:3] == bytes((40, 90, 160))
+
+
+async def test_who_brings_a_photograph_is_told_what_the_small_model_knows(stage: Stage) -> None:
+    """Of the embedded model alone: nothing is known of the limits of others."""
+    for served, told in (("scripted-scenes", False), ("twigvlm-embedded", True)):
+        stage.serve_as(served)
+        page = await stage.open()
+        notice = page.locator("#notice")
+        await expect(notice).to_be_hidden()
+        await page.locator("#file").set_input_files(
+            {"name": "bees.png", "mimeType": "image/png", "buffer": picture()}
+        )
+        await expect(page.locator("#file-name")).to_have_text("bees.png · 40 × 30")
+        await expect(notice).to_be_visible(visible=told)
+        await page.get_by_role("button", name="Bus", exact=True).click()
+        await expect(page.locator("#file-name")).to_contain_text("bus.png")
+        await expect(notice).to_be_hidden()
+
+
+async def test_before_the_first_question_the_patches_are_shown(stage: Stage) -> None:
+    page = await stage.open()
+    await expect(panel(page).locator(".map-count")).to_have_text("24 × 24 patches, before any is pruned.")
+    await expect(panel(page).get_by_role("group", name="What the map shows")).to_be_hidden()
 
 
 async def test_a_dropped_or_pasted_picture_is_taken(stage: Stage) -> None:

@@ -95,6 +95,7 @@ async def test_two_settings_stream_side_by_side(stage: Stage) -> None:
     stage.allow()
     await finished(page, "Answer A")
     await finished(page, "Answer B")
+    await expect(page.locator("#verdict")).to_contain_text("the same, word for word. A was done after")
     settings = {(job.params.retained_tokens, job.params.speculation) for job in stage.jobs}
     assert settings == {(64, True), (PATCHES, False)}
     await expect(panel(page, "Answer B").locator(".map-count")).to_have_text(f"{PATCHES} of {PATCHES} kept")

@@ -42,6 +42,29 @@ async def test_events_are_read_whatever_the_chunks(stage: Stage) -> None:
     ]
 
 
+TEXTS = [
+    ("a b c", "a b c", "are the same, word for word."),
+    ("a b c d e f", "a b c d x", "part after “a b c d”: A goes on “e f”, B goes on “x”."),
+    ("a b", "a b c", "part after “a b”: A ends, B goes on “c”."),
+    ("a", "b", "differ from the first word on."),
+]
+
+
+async def test_a_comparison_says_where_the_answers_part(stage: Stage) -> None:
+    page = await stage.open()
+    for a, b, told in TEXTS:
+        said = await page.evaluate(
+            """async (texts) => {
+              const { tellVerdict } = await import("/static/verdict.js");
+              tellVerdict(texts.map((text, i) => [{ type: "done", data: { text }, at: 1000 * (i + 1) }]));
+              return document.getElementById("verdict").textContent;
+            }""",
+            [a, b],
+        )
+        assert told in said
+        assert "A was done after 1.0 s, B after 2.0 s" in said
+
+
 ROUNDS = [
     ({"text": "a b", "drafted": [True, False], "pieces": ["a", " b"]}, [("a", "drafted"), (" b", "own")]),
     ({"text": "a b", "drafted": [True, False]}, [("a b", "mixed")]),
