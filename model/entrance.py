@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import islice
 
 from model.generation import Generation
@@ -30,7 +31,7 @@ class Entrance:
         while self._may_enter() and (generation := self._scheduler.next_waiting()) is not None:
             if generation.times.admitted is None:
                 generation.times.admitted = self._clock()
-            if generation.finish_reason is None and self._prefill(generation):
+            if self._prefill(generation):
                 self._scheduler.join(generation)
             else:
                 self._scheduler.forget(generation)
@@ -70,17 +71,26 @@ class Entrance:
         return not waiting or not scheduler.free_slots or self.make_room(waiting)
 
     def _prefill(self, generation: Generation) -> bool:
-        """Vision and prompt; False if that failed."""
+        """Vision and prompt; False if that failed, or where nothing is left to be said.
+
+        An answer that was whole when it was resumed is read too: its result tells what was kept.
+        """
+        whole, prompt = generation.finish_reason is not None, generation.prompt
+        if whole:
+            prompt = replace(prompt, resume_token_ids=())
         try:
             sight, generation.sight = generation.sight, None
             if sight is None:
-                sight = self._runner.encode(generation.prompt)
+                sight = self._runner.encode(prompt)
                 generation.times.encoded = self._clock()
-            prefilled = self._runner.prefill(generation.prompt, sight)
+            prefilled = self._runner.prefill(prompt, sight)
         except Exception as error:
             log.exception("prefill of request %s failed", generation.request_id)
-            generation.fail(error)
+            if not whole:
+                generation.fail(error)
             return False
         generation.kept_indices, generation.token_scores = prefilled.kept_indices, prefilled.token_scores
         generation.prefilled(prefilled.pending, prefilled.vector, self._clock())
-        return True
+        if whole:
+            self._runner.cache.release(prefilled.slot)
+        return not whole

@@ -70,8 +70,11 @@ class Words:
             raise RequestError("this checkpoint has no tokenizer: give prompt_token_ids", param="prompt")
         text = self._chat_text(prompt, images, history)
         bos = self.tokenizer.bos_token
-        ids = self.tokenizer(text, add_special_tokens=not (bos and text.startswith(bos)))["input_ids"]
-        return list(ids)
+        ids = list(self.tokenizer(text, add_special_tokens=not (bos and text.startswith(bos)))["input_ids"])
+        if ids.count(self.image_token_id) > images:
+            placeholder = self.tokenizer.convert_ids_to_tokens(self.image_token_id)
+            raise RequestError(f"the prompt must not hold {placeholder}: it stands for a picture", "prompt")
+        return ids
 
     def _chat_text(self, prompt: str, images: int, history: Sequence[Turn]) -> str:
         if self._template_of() is None:

@@ -29,13 +29,13 @@ from PIL import (
     WebPImagePlugin,  # noqa: F401
 )
 
-from service.errors import ApiError, TooLarge, UndecodableImage, UnsupportedMedia
+from service.errors import ApiError, TooLarge, UndecodableImage, Unprocessable, UnsupportedMedia
 from service.images import ImageLimits, PreparedImage, prepare
 from service.protocol import ImageSpec
 
 HEADER = struct.Struct(">II")  # bytes of the JSON, bytes of the body behind it
 ERRORS: dict[str, type[ApiError]] = {
-    kind.__name__: kind for kind in (TooLarge, UndecodableImage, UnsupportedMedia)
+    kind.__name__: kind for kind in (TooLarge, UndecodableImage, Unprocessable, UnsupportedMedia)
 }
 # Where memory runs out the kernel takes the decoder, never the gateway.
 OOM_SCORE = "900"

@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 import service.image_pool
-from service.errors import TooLarge, Unavailable, UndecodableImage, UnsupportedMedia
+from service.errors import TooLarge, Unavailable, UndecodableImage, Unprocessable, UnsupportedMedia
 from service.image_pool import ImagePool
 from service.images import ImageLimits, prepare
-from service.protocol import ImageSpec
+from service.protocol import DynamicSize, ImageSpec
 from tests.service.gateway_fixture import Live, eventually
 from tests.service.pictures import encoded, huge_png, noise
 from tests.service.scripted_worker import ScriptedWorker
@@ -86,6 +86,16 @@ async def test_refusals_cost_no_process(pool: ImagePool, data: bytes, error: typ
         await pool.prepare(data, SPEC)
     assert (refused.value.code, refused.value.param) == (code, "image")
     assert pool.pids == before
+
+
+async def test_a_strip_is_refused_from_the_child_too(pool: ImagePool) -> None:
+    """The gateway did not know the error that its decoder met, and answered 500."""
+    own_size = ImageSpec(
+        height=8, width=8, fit="stretch", dynamic=DynamicSize(multiple=8, min_pixels=64, max_pixels=640)
+    )
+    with pytest.raises(Unprocessable) as refused:
+        await pool.prepare(encoded(noise(402, 2), "PNG"), own_size)
+    assert (refused.value.code, refused.value.param) == ("impossible_image", "image")
 
 
 async def test_no_more_than_its_processes() -> None:
