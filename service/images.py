@@ -102,15 +102,15 @@ def sniff(data: bytes) -> str:
     )
 
 
-def decode(data: bytes, name: str, limits: ImageLimits, spec: ImageSpec | None = None) -> Image.Image:
-    """The first frame, upright and RGB; where there is a spec, not smaller than that wants it.
+def decode(data: bytes, name: str, limits: ImageLimits, spec: ImageSpec) -> Image.Image:
+    """The first frame, upright and RGB, not smaller than the spec wants it.
 
     413 by the header alone, 422 for whatever the codec does not like.
     """
     try:
         with Image.open(BytesIO(data), formats=[name]) as image:
             check_pixels(image.width, image.height, limits)
-            if name == "JPEG" and spec is not None and spec.dynamic is None:
+            if name == "JPEG" and spec.dynamic is None:
                 image.draft(None, least_size(image.size, spec))
             image.load()
             return to_rgb(upright(image))
