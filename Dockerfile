@@ -36,6 +36,11 @@ RUN mkdir -p /var/cache/apt/archives/partial \
  && rm -rf /var/lib/apt/lists/*
 
 FROM build AS build-worker-cpu
+# For the native kernels alone; the compiler stays in this stage.
+# hadolint ignore=DL3008
+RUN mkdir -p /var/cache/apt/archives/partial \
+ && apt-get update && apt-get install -y --no-install-recommends g++ \
+ && rm -rf /var/lib/apt/lists/*
 COPY constraints.txt ./
 # An index may serve torch's CUDA build under the pinned version too; the CPU build comes then from
 # an index given as PIP_EXTRA_INDEX_URL.
@@ -43,7 +48,8 @@ RUN pip install -r worker.txt -c constraints.txt
 COPY README.md LICENSE ./
 COPY model model
 COPY service service
-RUN pip install --no-deps . && pip uninstall --yes pip
+# Kernels for every level of this architecture: the machine that runs the image chooses. -P: not those of /src.
+RUN pip install --no-deps . && python -P -m model.native.build && pip uninstall --yes pip
 
 # Untested by us, for want of a GPU: torch's own CUDA libraries come as wheels, the driver from the host.
 FROM build AS build-worker-cuda

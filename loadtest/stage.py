@@ -99,7 +99,7 @@ def pin(pid: int, cores: set[int]) -> None:
 
 def await_ready(url: str, workers: int) -> None:
     until = time.monotonic() + READY_S
-    with httpx.Client(trust_env=False) as client:
+    with httpx.Client(trust_env=False, timeout=60) as client:
         while time.monotonic() < until:
             with contextlib.suppress(httpx.HTTPError):
                 response = client.get(url + "/readyz")

@@ -7,7 +7,9 @@ Knows a family's prompt format only through the adapter; runs nothing on the dev
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Real
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 from model.config import TwigConfig
@@ -30,6 +32,10 @@ def _is_int(value: Any, low: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= low
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def _are_stops(stops: Any) -> bool:
     # A lone string is a sequence of strings as well: of its characters.
     if not isinstance(stops, list | tuple) or len(stops) > MAX_STOPS:
@@ -41,8 +47,12 @@ def check_sampling(sampling: SamplingParams) -> None:
     """Under temperature 0 top_p, top_k and seed have no effect, as everywhere."""
     checks = (
         ("max_tokens", _is_int(sampling.max_tokens, 1), "must be an integer of at least 1"),
-        ("temperature", 0 <= sampling.temperature < math.inf, "must be finite and not negative"),
-        ("top_p", 0 < sampling.top_p <= 1, "must lie in (0, 1]"),
+        (
+            "temperature",
+            _is_number(sampling.temperature) and 0 <= sampling.temperature < math.inf,
+            "must be a finite number and not negative",
+        ),
+        ("top_p", _is_number(sampling.top_p) and 0 < sampling.top_p <= 1, "must be a number in (0, 1]"),
         ("top_k", _is_int(sampling.top_k, 0), "must be an integer of at least 0"),
         (
             "seed",
@@ -74,7 +84,7 @@ class Admission:
         pixels, footprints = self._pictures(request)
         token_ids = self._expand(self._token_ids(request, len(footprints)), footprints)
         self._check_length(token_ids, request.sampling.max_tokens)
-        self._check_ids(request.resume_token_ids, "resume_token_ids")
+        resumed = self._ids(request.resume_token_ids, "resume_token_ids")
         visual = [i for i, token in enumerate(token_ids) if token == self.adapter.image_token_id]
         kept, average = self._budget(request, len(visual), len(footprints))
         return Prompt(
@@ -85,7 +95,7 @@ class Admission:
             retained_average=average,
             speculate=request.speculation and self.twig is not None and self.limits.draft_tokens > 0,
             kv=self._reserve(token_ids, visual, kept, request.sampling.max_tokens),
-            resume_token_ids=tuple(request.resume_token_ids),
+            resume_token_ids=tuple(resumed),
             grids=tuple(footprint.grid for footprint in footprints),
             pixels=pixels,
             images=tuple(request.images),
@@ -99,11 +109,13 @@ class Admission:
             pixels = self.adapter.take_pixels(request.pixel_values)
             self._within_limit(len(pixels.sizes), "pixel_values")
             return pixels, self.adapter.footprints(pixels)
+        if not isinstance(request.images, list | tuple):
+            raise RequestError(f"images must be a list, not {type(request.images).__name__}", param="images")
         self._within_limit(len(request.images), "images")
-        for index, image in enumerate(request.images):
+        for number, image in enumerate(request.images):
             if not _is_picture(image):
                 raise RequestError(
-                    f"image {index} is neither a PIL image nor uint8 [H, W, 3]", param="images"
+                    f"image {number} is neither a PIL image nor uint8 [H, W, 3]", param="images"
                 )
         return None, self.adapter.footprints(request.images)
 
@@ -115,17 +127,25 @@ class Admission:
 
     def _token_ids(self, request: Request, images: int) -> list[int]:
         if request.prompt_token_ids is None:
-            return self.adapter.prompt_token_ids(request.prompt, images)
-        if not len(request.prompt_token_ids):
+            if not isinstance(request.prompt, str):
+                raise RequestError(f"prompt must be text, not {request.prompt!r}", param="prompt")
+            return self.adapter.prompt_token_ids(request.prompt, images, request.history)
+        ids = self._ids(request.prompt_token_ids, "prompt_token_ids")
+        if not ids:
             raise RequestError("prompt_token_ids is empty", param="prompt_token_ids")
-        self._check_ids(request.prompt_token_ids, "prompt_token_ids")
-        return [int(token) for token in request.prompt_token_ids]
+        return ids
 
-    def _check_ids(self, ids: Sequence[int], param: str) -> None:
+    def _ids(self, ids: Iterable[Any], param: str) -> list[int]:
+        """Of any flat sequence of whole numbers, arrays and tensors too."""
         vocabulary = self.adapter.shape.vocabulary
-        for token in ids:
+        try:
+            whole = [index(token) for token in ids]
+        except TypeError as error:
+            raise RequestError(f"{param} must be a flat sequence of token ids", param=param) from error
+        for token in whole:
             if not 0 <= token < vocabulary:
                 raise RequestError(f"token id {token} is not in the vocabulary of {vocabulary}", param=param)
+        return whole
 
     def _expand(self, token_ids: list[int], footprints: Sequence[Footprint]) -> list[int]:
         """One placeholder an image becomes its M of them; a prompt already expanded passes."""

@@ -47,6 +47,7 @@ class ModelCard:
 
     quality: tier name -> R-bar. retained_min..retained_max is the legal range of R-bar with pruning on;
     `image_tokens` itself is legal too and means no pruning. default_retained: R-bar where none is asked.
+    takes_turns: earlier turns of a chat may stand before the prompt.
     """
 
     model_id: str
@@ -62,6 +63,7 @@ class ModelCard:
     retained_max: int = 0
     default_retained: int = 0
     speculation: bool = False
+    takes_turns: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

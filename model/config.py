@@ -95,6 +95,17 @@ class TwigConfig:
     base_sha256: str = ""
 
     def __post_init__(self) -> None:
+        for name in ("fork_layer", "twig_layers", "drop_layer", "draft_tokens"):
+            value = getattr(self, name)
+            _require(type(value) is int, f"{name} must be a whole number, not {value!r}")
+        _require(
+            self.retained_tokens is None or type(self.retained_tokens) is int,
+            f"retained_tokens must be null or a whole number, not {self.retained_tokens!r}",
+        )
+        _require(
+            type(self.draft_threshold) in (int, float),
+            f"draft_threshold must be a number, not {self.draft_threshold!r}",
+        )
         _require(self.fork_layer >= 0, f"fork_layer must not be negative, not {self.fork_layer}")
         _require(self.twig_layers >= 1, f"twig_layers must be at least 1, not {self.twig_layers}")
         _require(

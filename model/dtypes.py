@@ -1,4 +1,8 @@
-"""Which number format an engine computes in."""
+"""Which number format an engine computes in, and where that would be slow.
+
+Storing and multiplying are two things: our native kernels keep bf16 weights and compute in float32, so on a
+CPU without bf16 instructions bf16 is right for the decoder and wrong for whatever torch multiplies.
+"""
 
 from __future__ import annotations
 
@@ -8,22 +12,26 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 AUTO = "auto"
 
 
-def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The torch dtype of a name; "auto" is bfloat16 where the device multiplies it natively, else float32.
+def resolve_dtype(name: str, device: torch.device, *, native: bool = False) -> torch.dtype:
+    """The torch dtype of a name. native: the native kernels will decode.
 
-    A processor without bf16 instructions emulates them: 5 times slower than float32 where we measured it.
+    "auto" is bfloat16 where the device multiplies it natively or the kernels do it, else float32.
     """
     if name == AUTO:
-        return torch.bfloat16 if device.type != "cpu" or _cpu_has_bfloat16() else torch.float32
+        return torch.float32 if emulated(torch.bfloat16, device) and not native else torch.bfloat16
     if name not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join([AUTO, *DTYPES])}, not {name!r}")
     return DTYPES[name]
 
 
 def seeing_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """What the vision tower computes in: it is small and bound by arithmetic, so never in emulated bf16."""
-    emulated = dtype == torch.bfloat16 and device.type == "cpu" and not _cpu_has_bfloat16()
-    return torch.float32 if emulated else dtype
+    """What vision tower and projector compute in: torch runs them, so never in emulated bf16."""
+    return torch.float32 if emulated(dtype, device) else dtype
+
+
+def emulated(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether torch's products in this format are emulated: 5 to 100 times slower than float32 here."""
+    return dtype == torch.bfloat16 and device.type == "cpu" and not _cpu_has_bfloat16()
 
 
 def _cpu_has_bfloat16() -> bool:

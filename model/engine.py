@@ -12,8 +12,6 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -24,17 +22,21 @@ from model.admission import Admission
 from model.card import ModelCard
 from model.checkpoint import resolve
 from model.config import EngineConfig
+from model.decoder import DecoderShape
 from model.detokenize import Detokenizer
-from model.dtypes import resolve_dtype
+from model.dtypes import emulated, resolve_dtype
+from model.entrance import Entrance
 from model.generation import Generation, Times
 from model.governor import Governor
 from model.limits import card_of, kv_budget, limits_of
-from model.memory import ByGroup
+from model.native.library import load_library
 from model.randomness import sampler_of
 from model.request import FinishReason, Request, RequestError, Result, SamplingParams, StepOutput
-from model.runner import Row, RowOutcome, Runner
+from model.rounds import Rounds
+from model.runner import RowOutcome, Runner
 from model.scheduler import Scheduler
-from model.scorers import SCORERS
+from model.scorers import SCORERS, Scorer
+from model.stats import EngineStats
 from model.stops import StopStrings
 from model.twig import Twig, load_twig
 
@@ -42,32 +44,6 @@ __all__ = ["Engine", "EngineConfig", "EngineStats", "Request", "RequestError", "
 
 Clock = Callable[[], float]
 log = logging.getLogger(__name__)
-
-# A twig that has missed more tokens than this, over all rows, stays out of the rest of the answer.
-CATCH_UP_TOKENS = 128
-
-
-@dataclass(frozen=True)
-class EngineStats:
-    """running, waiting: sequences; batch_size: rows of the last round.
-
-    kv_bytes_used: what the running sequences take at their longest; kv_bytes_allocated: what the cache
-    holds for them; kv_bytes_capacity: kv_cache_bytes, or what max_batch of the longest sequences would take.
-    free_slots: how many more would run now, 0 while the first in line waits for memory.
-    image_cache_*, prefix_cache_*: lookups since the start, see `model.vision`.
-    """
-
-    running: int
-    waiting: int
-    batch_size: int
-    kv_bytes_used: int
-    kv_bytes_allocated: int
-    kv_bytes_capacity: int
-    free_slots: int
-    image_cache_hits: int = 0
-    image_cache_misses: int = 0
-    prefix_cache_hits: int = 0
-    prefix_cache_misses: int = 0
 
 
 class Engine:
@@ -104,9 +80,15 @@ class Engine:
             dtype=dtype,
             device=device,
         )
+        if self.kernels == "torch" and emulated(dtype, device):
+            log.warning(
+                "bfloat16 without native kernels is emulated on this CPU: float32 would be many times faster"
+            )
         # Where nothing is ever drafted there is nothing to govern.
         governed = config.governor and twig is not None and limits.draft_tokens > 0
-        self._governor = Governor(limits.draft_tokens, clock) if governed else None
+        governor = Governor(limits.draft_tokens, clock) if governed else None
+        self._rounds = Rounds(self._runner, governor)
+        self._entrance = Entrance(self._scheduler, self._runner, self._memory, clock)
         self._outputs: dict[str, StepOutput] = {}
         self._batch_size = 0
 
@@ -132,7 +114,7 @@ class Engine:
             torch.set_num_threads(config.threads)
         base_path, twig_path = resolve(base, twig)
         where = torch.device(device)
-        kind = resolve_dtype(dtype, where)
+        kind = resolve_dtype(dtype, where, native=_native(config, where))
         with torch.inference_mode():
             adapter = load_adapter(base_path, dtype=kind, device=where, config=config)
             loaded = None
@@ -181,7 +163,7 @@ class Engine:
         """One round; returns one output for each request that got tokens or ended."""
         self._outputs = {}
         self._drop_aborted()
-        self._let_in()
+        self._entrance.let_in(self._end)
         self._decode()
         if not self.has_work():
             self.check_integrity()
@@ -195,17 +177,38 @@ class Engine:
         if self.has_work():
             raise RuntimeError("next_logits needs an engine without work")
         prompt = self._admission.prompt(request)
-        self._make_room([prompt.kv])
+        self._entrance.make_room([prompt.kv])
         return self._runner.next_logits(prompt, self._runner.encode(prompt))
+
+    def tune(self, scorer: Scorer, draft_tokens: int, draft_threshold: float) -> None:
+        """For measuring: another way of pruning and drafting on the weights that are loaded.
+
+        Needs an engine without work, and no more drafts than it was loaded for.
+        """
+        if self.has_work():
+            raise RuntimeError("tune needs an engine without work")
+        if not 0 <= draft_tokens <= self._limits.draft_tokens:
+            raise ValueError(f"draft_tokens must lie in 0..{self._limits.draft_tokens}, not {draft_tokens}")
+        self._runner.tune(scorer, draft_tokens, draft_threshold)
+
+    @property
+    def drafting(self) -> tuple[int, float]:
+        """The most drafts a round, and the probability under which drafting stops, as loaded."""
+        return self._limits.draft_tokens, self._limits.draft_threshold
 
     @property
     def governed(self) -> bool:
-        return self._governor is not None
+        return self._rounds.governor is not None
 
     @property
     def kernels(self) -> str:
         """What decodes: `native` code, or `torch`."""
         return self._runner.vlm.kernels
+
+    @property
+    def decoder(self) -> tuple[DecoderShape, int]:
+        """The base's shape, and how many layers it has."""
+        return self._adapter.shape, len(self._adapter.layers)
 
     def stats(self) -> EngineStats:
         scheduler, vision = self._scheduler, self._runner.vision
@@ -252,72 +255,13 @@ class Engine:
         for slot in reversed(slots):
             self._leave(slot, "abort")
 
-    def _look_ahead(self) -> None:
-        """Those that are about to join are seen in one pass of the tower."""
-        scheduler = self._scheduler
-        first = islice(scheduler.waiting, scheduler.free_slots)
-        together = [g for g in first if g.sight is None and g.finish_reason is None and g.prompt.visual]
-        if len(together) < 2:
-            return
-        started = self._clock()
-        try:
-            sights = self._runner.encode_together([generation.prompt for generation in together])
-        except Exception:  # whose fault it is shows when each is seen alone
-            log.warning("vision of %d requests together failed", len(together), exc_info=True)
-            return
-        for generation, sight in zip(together, sights, strict=True):
-            generation.sight = sight
-            generation.times.admitted, generation.times.encoded = started, self._clock()
-
-    def _let_in(self) -> None:
-        self._look_ahead()
-        while self._may_enter() and (generation := self._scheduler.next_waiting()) is not None:
-            if generation.times.admitted is None:
-                generation.times.admitted = self._clock()
-            if generation.finish_reason is None and self._prefill(generation):
-                self._scheduler.join(generation)
-            else:
-                self._scheduler.forget(generation)
-                self._end(generation)
-
-    def _may_enter(self) -> bool:
-        """False where the first in line has to wait for memory."""
-        scheduler = self._scheduler
-        waiting = [g.prompt.kv for g in islice(scheduler.waiting, scheduler.slots)]
-        return not waiting or not scheduler.free_slots or self._make_room(waiting)
-
-    def _make_room(self, waiting: Sequence[ByGroup]) -> bool:
-        slabs = self._memory.plan([g.prompt.kv for g in self._scheduler.running], waiting)
-        if slabs is None:
-            return False
-        if slabs != self._memory.held:
-            self._runner.cache.hold(slabs)
-            self._memory.held = slabs
-        return True
-
-    def _prefill(self, generation: Generation) -> bool:
-        """Vision and prompt; False if that failed."""
-        try:
-            sight, generation.sight = generation.sight, None
-            if sight is None:
-                sight = self._runner.encode(generation.prompt)
-                generation.times.encoded = self._clock()
-            prefilled = self._runner.prefill(generation.prompt, sight)
-        except Exception as error:
-            log.exception("prefill of request %s failed", generation.request_id)
-            generation.fail(error)
-            return False
-        generation.kept_indices, generation.token_scores = prefilled.kept_indices, prefilled.token_scores
-        generation.prefilled(prefilled.pending, prefilled.vector, self._clock())
-        return True
-
     def _decode(self) -> None:
         running = self._scheduler.running
         self._batch_size = len(running)
         if not running:
             return
         try:
-            outcomes = self._round(running)
+            outcomes = self._rounds(running)
         except Exception as error:
             log.exception("a round of %d sequences failed", len(running))
             self._fail_all(error)
@@ -328,22 +272,6 @@ class Engine:
         for slot in reversed(range(len(running))):
             if running[slot].finish_reason is not None:
                 self._leave(slot)
-
-    def _round(self, running: Sequence[Generation]) -> list[RowOutcome]:
-        most, catch_up = self._runner.draft_tokens, CATCH_UP_TOKENS // len(running)
-        budgets = [generation.budget(most, catch_up) for generation in running]
-        governor = self._governor if any(budgets) else None
-        limit = governor.begin(len(running), self._runner.held_tokens) if governor else most
-        rows = [
-            Row(g.pending, g.vector, min(budget, limit), g.eos, g.draw(), g.prompt.shift, g.unread)
-            for g, budget in zip(running, budgets, strict=True)
-        ]
-        outcomes = self._runner.round(rows)
-        if governor:
-            # A row that had less room than the limit says little about what the limit brings.
-            drafted = zip(outcomes, budgets, strict=True)
-            governor.end([outcome.accepted for outcome, budget in drafted if budget >= max(limit, 1)])
-        return outcomes
 
     def _emit(self, generation: Generation, outcome: RowOutcome, now: float) -> None:
         try:
@@ -372,3 +300,8 @@ class Engine:
 
     def _output(self, generation: Generation) -> StepOutput:
         return self._outputs.setdefault(generation.request_id, StepOutput(generation.request_id))
+
+
+def _native(config: EngineConfig, device: torch.device) -> bool:
+    """Whether native kernels will decode; compiles them where that is still to be done."""
+    return config.kernels != "torch" and device.type == "cpu" and load_library() is not None

@@ -14,7 +14,6 @@ from torch import Tensor
 from model.cache import LayerGroup
 from model.generation import Prompt
 from model.scorers import Scores
-from model.stack import TorchStack
 from model.vlm import SplitVlm
 
 
@@ -48,7 +47,11 @@ class Glance:
 
     @property
     def seed(self) -> int:
-        return zlib.crc32(self.states[self._visual()].float().cpu().numpy().tobytes())
+        return _checksum(self.states[self._visual()])
+
+    @property
+    def key(self) -> int:
+        return _checksum(self.states)
 
     def _visual(self) -> Tensor:
         return self.vlm.tensor(self.prompt.visual)
@@ -57,14 +60,18 @@ class Glance:
         return self._of_visual(self.attention)
 
     def base_attention(self, layer: int) -> Scores:
-        if self.vlm.kernels != "torch":
-            raise ValueError('this scorer reads base layers, which needs kernels="torch"')
-        shape = self.vlm.shape
-        layers = self.vlm.adapter.layers[self.fork_layer : layer + 1]
-        aside = LayerGroup(
-            len(layers), 1, shape.kv_heads, shape.head_dim, self.states.dtype, self.states.device
-        )
-        return self._of_visual(TorchStack(layers, aside).fill_scored(self.states, self.angles, 0))
+        vlm, x, depth = self.vlm, self.states, layer + 1 - self.fork_layer
+        stack, above = vlm.middle, depth - vlm.middle.depth
+        if above > vlm.top.depth:
+            raise ValueError(f"the base has no layer {layer} to rank by")
+        if above > 0:
+            x = stack.part(stack.depth, self._aside(stack.depth))(x, self.angles, [0], [x.shape[0]])
+            stack, depth = vlm.top, above
+        return self._of_visual(stack.part(depth, self._aside(depth)).fill_scored(x, self.angles, 0))
+
+    def _aside(self, layers: int) -> LayerGroup:
+        shape, slab = self.vlm.shape, self.vlm.cache.full.slab
+        return LayerGroup(layers, 1, shape.kv_heads, shape.head_dim, slab.dtype, slab.device)
 
     def saliency(self) -> Scores:
         look = getattr(self.vlm.adapter, "saliency", None)
@@ -78,3 +85,7 @@ class Glance:
     def _of_visual(self, attention: Tensor) -> Scores:
         scores: list[float] = attention[self._visual()].tolist()
         return scores
+
+
+def _checksum(states: Tensor) -> int:
+    return zlib.crc32(states.float().cpu().numpy().tobytes())

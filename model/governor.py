@@ -3,7 +3,9 @@
 Drafting pays where the verifier waits for memory and costs where it waits for arithmetic, so the limit is
 found for each batch size and, in steps of four, for how many tokens its rows hold: pruned and unpruned
 answers cost differently. What a limit yields follows from acceptance by position, which every round
-measures; what it costs has to be timed at that limit, or lies between two limits that were.
+measures; what it costs has to be timed at that limit, or lies between two limits that were, or grows with
+the limit as it does for nearly as many rows. A trial costs what it loses, so it is short, and the less often
+the more the last one lost.
 Invariant: only the number of drafts is decided here, so no result depends on it.
 Knows rows and seconds, not sequences or tensors; the clock is given.
 """
@@ -18,13 +20,16 @@ from statistics import median
 # Another limit must promise so much more before it is taken.
 HYSTERESIS = 1.03
 # Rounds at a limit that was never timed, before it is judged.
-TRIAL_ROUNDS = 3
+TRIAL_ROUNDS = 2
 # The cost that counts is the median of so many last rounds.
 REMEMBERED_ROUNDS = 5
-# Rounds until the best other limit is timed again; twice as many each time it loses.
+# Rounds until the best other limit is timed again; twice as many each time it loses, and so many at least
+# that the trial costs no more than this share of the rounds.
 FIRST_PAUSE_ROUNDS, LAST_PAUSE_ROUNDS = 64, 1024
-# Rounds until a neighbour that was never timed gets its trial.
-SHORT_PAUSE_ROUNDS = 8
+TRIAL_SHARE = 0.01
+# Rounds until a neighbour that was never timed gets its trial, and what it must promise of the best rate, its
+# cost taken on the line between timed limits or as going on the way it grew so far, whichever is less.
+SHORT_PAUSE_ROUNDS, PLAUSIBLE = 16, 0.9
 # How much a row's round moves the acceptance of a position.
 ACCEPTANCE_STEP = 0.01
 # Before anything is known; drafts are tried first.
@@ -66,11 +71,22 @@ class Costs:
     def observe(self, limit: int, seconds: float) -> None:
         self.seconds.setdefault(limit, deque(maxlen=REMEMBERED_ROUNDS)).append(seconds)
 
-    def cost(self, limit: int) -> float:
-        """Seconds of a round; between two limits that were timed by interpolation."""
-        known = {timed: median(rounds) for timed, rounds in self.seconds.items()}
+    def timed(self, limit: int) -> float:
+        """Of the first rounds the fastest: a twig that has fallen behind reads more in its first."""
+        rounds = self.seconds[limit]
+        return median(rounds) if len(rounds) > TRIAL_ROUNDS else min(rounds)
+
+    def cost(self, limit: int, like: Costs | None = None) -> float:
+        """Seconds of a round; between two limits that were timed by interpolation.
+
+        like: a load whose rounds grow with the limit as these do.
+        """
+        known = {timed: self.timed(timed) for timed in self.seconds}
         if limit in known:
             return known[limit]
+        if like is not None and like.seconds:
+            nearest = min(known, key=lambda timed: abs(timed - limit), default=None)
+            return like.cost(limit) * (1.0 if nearest is None else known[nearest] / like.cost(nearest))
         low = max((timed for timed in known if timed < limit), default=min(known))
         high = min((timed for timed in known if timed > limit), default=max(known))
         share = (limit - low) / (high - low) if high > low else 0.0
@@ -97,8 +113,10 @@ class Governor:
         self._load = rows, cached_tokens.bit_length() // 2
         costs = self._costs.get(self._load)
         if costs is None:
-            costs = self._costs[self._load] = Costs(self._like(*self._load))
-            costs.try_out(costs.limit)
+            costs = Costs(self._nearest_limit(*self._load))
+            if self._like(self._load) is None:
+                costs.try_out(costs.limit)
+            self._costs[self._load] = costs
         self._given = costs.limit if costs.trial is None else costs.trial
         self._started = self._clock()
         return self._given
@@ -112,7 +130,20 @@ class Governor:
             self._acceptance.observe(self._given, count)
         self._advance(costs)
 
-    def _like(self, rows: int, held: int) -> int:
+    def _like(self, load: Load) -> Costs | None:
+        """The costs of the nearest load that holds as much, has about as many rows, and was looked at."""
+        rows, held = load
+        near = [
+            known
+            for known, costs in self._costs.items()
+            if known != load
+            and known[1] == held
+            and max(rows, known[0]) <= 2 * min(rows, known[0])
+            and costs.seconds.keys() >= {0, self._most}
+        ]
+        return self._costs[min(near, key=lambda known: abs(known[0] - rows))] if near else None
+
+    def _nearest_limit(self, rows: int, held: int) -> int:
         """What the load nearest to this one has settled on."""
         nearest = min(
             self._costs, key=lambda known: (abs(known[1] - held), abs(known[0] - rows)), default=None
@@ -132,17 +163,19 @@ class Governor:
         costs.trial_rounds -= 1
         if costs.trial_rounds:
             return
-        costs.trial = None
+        tried, costs.trial = costs.trial or 0, None
         for end in (self._most, 0):  # between them costs can be told
-            if end not in costs.seconds:
+            if end not in costs.seconds and self._like(self._load) is None:
                 costs.try_out(end)
                 return
         before = costs.limit
         self._choose(costs)
         if costs.limit != before:
             costs.pause = FIRST_PAUSE_ROUNDS
-        elif not self._untimed_neighbours(costs):
-            costs.pause = min(2 * costs.pause, LAST_PAUSE_ROUNDS)
+        else:
+            lost = 1.0 - self._rate(costs, tried) / self._rate(costs, costs.limit)
+            pause = max(2 * costs.pause, round(TRIAL_ROUNDS * lost / TRIAL_SHARE))
+            costs.pause = min(pause, LAST_PAUSE_ROUNDS)
         costs.until_trial = SHORT_PAUSE_ROUNDS if self._untimed_neighbours(costs) else costs.pause
 
     def _rival(self, costs: Costs) -> int:
@@ -150,8 +183,21 @@ class Governor:
         return max(self._untimed_neighbours(costs) or others, key=lambda limit: self._rate(costs, limit))
 
     def _untimed_neighbours(self, costs: Costs) -> list[int]:
+        if self._like(self._load) is not None:
+            return []
         near = (costs.limit - 1, costs.limit + 1)
-        return [limit for limit in near if 0 <= limit <= self._most and limit not in costs.seconds]
+        untimed = [limit for limit in near if 0 <= limit <= self._most and limit not in costs.seconds]
+        least = PLAUSIBLE * self._rate(costs, costs.limit)
+        return [limit for limit in untimed if self._hope(costs, limit) >= least]
+
+    def _hope(self, costs: Costs, limit: int) -> float:
+        lower = [timed for timed in costs.seconds if timed < min(limit, costs.limit)]
+        seconds = costs.cost(limit)
+        if limit > costs.limit and lower:
+            here, below = costs.cost(costs.limit), max(lower)
+            grown = (here - costs.cost(below)) / (costs.limit - below)
+            seconds = min(seconds, here + max(grown, 0.0))
+        return self._acceptance.tokens(limit) / max(seconds, 1e-9)
 
     def _choose(self, costs: Costs) -> None:
         best = max(range(self._most + 1), key=lambda limit: self._rate(costs, limit))
@@ -160,4 +206,4 @@ class Governor:
 
     def _rate(self, costs: Costs, limit: int) -> float:
         """Tokens of a row a second."""
-        return self._acceptance.tokens(limit) / max(costs.cost(limit), 1e-9)
+        return self._acceptance.tokens(limit) / max(costs.cost(limit, self._like(self._load)), 1e-9)

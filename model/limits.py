@@ -99,4 +99,5 @@ def card_of(adapter: Adapter, twig: TwigConfig | None, config: EngineConfig, lim
         retained_max=high,
         default_retained=limits.default_retained,
         speculation=limits.draft_tokens > 0,
+        takes_turns=adapter.takes_turns,
     )

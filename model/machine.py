@@ -14,23 +14,31 @@ import torch
 
 from model.checkpoint import CONFIG_FILE, WEIGHTS_FILE, resolve
 from model.dtypes import AUTO, resolve_dtype
+from model.native.build import obtainable
 
 
 @dataclass(frozen=True)
 class TorchFacts:
-    """cuda_build: the CUDA version torch was built for, None for a CPU build. auto_dtype: on the CPU."""
+    """cuda_build: the CUDA version torch was built for, None for a CPU build. auto_dtype: on the CPU.
+
+    kernels: how the native kernels are had, None where torch's operations must do.
+    """
 
     version: str
     cuda_build: str | None
     gpus: tuple[str, ...]
     auto_dtype: str
+    kernels: str | None
 
 
 def torch_facts() -> TorchFacts:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    dtype = str(resolve_dtype(AUTO, torch.device("cpu"))).removeprefix("torch.")
+    kernels = obtainable()
+    dtype = resolve_dtype(AUTO, torch.device("cpu"), native=kernels is not None)
     names = tuple(torch.cuda.get_device_name(index) for index in range(count))
-    return TorchFacts(torch.__version__, torch.version.cuda, names, dtype)
+    return TorchFacts(
+        torch.__version__, torch.version.cuda, names, str(dtype).removeprefix("torch."), kernels
+    )
 
 
 def checkpoint_bytes(base: str, twig: str | None) -> int:

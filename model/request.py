@@ -39,9 +39,21 @@ class SamplingParams:
     ignore_eos: bool = False
 
 
+@dataclass(frozen=True)
+class Turn:
+    """What was said before the prompt. images: how many of the request's belong to it, in their order."""
+
+    role: Literal["user", "assistant"]
+    text: str
+    images: int = 0
+
+
 @dataclass
 class Request:
     """One prompt with its images.
+
+    history: the turns before the prompt, for checkpoints with a chat template. The images that no turn
+        has are the prompt's own.
 
     retained_tokens: R-bar, the average number of visual tokens over all base layers (design section 1);
         None takes the twig's default, M switches pruning off.
@@ -64,6 +76,7 @@ class Request:
     prompt_token_ids: list[int] | None = None
     pixel_values: Any = None
     resume_token_ids: tuple[int, ...] = ()
+    history: tuple[Turn, ...] = ()
 
 
 @dataclass

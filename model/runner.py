@@ -132,6 +132,11 @@ class Runner:
         self.vision = Vision(adapter, image_cache_bytes, self.cache.full.layers > 0)
         self._prefill = Prefill(self.vlm, self.vision, scorer)
 
+    def tune(self, scorer: Scorer, draft_tokens: int, draft_threshold: float) -> None:
+        """What the next requests are pruned by and drafted with."""
+        self._prefill.scorer = scorer
+        self.draft_tokens, self.draft_threshold = draft_tokens, draft_threshold
+
     @property
     def held_tokens(self) -> int:
         """Of all sequences together, in the layers that verify first."""

@@ -17,7 +17,8 @@ Scores = Sequence[float]
 class PromptView(Protocol):
     """What a scorer may look at, each computed when asked for.
 
-    grids: rows and columns of each image's visual tokens. seed: of the pictures, for what is drawn by lot.
+    grids: rows and columns of each image's visual tokens. seed: of the pictures, for what is drawn by lot;
+    key: of the whole prompt.
     fork_layer, twig_layers: K and T.
     """
 
@@ -26,6 +27,9 @@ class PromptView(Protocol):
 
     @property
     def seed(self) -> int: ...
+
+    @property
+    def key(self) -> int: ...
 
     @property
     def fork_layer(self) -> int: ...
@@ -47,6 +51,18 @@ class PromptView(Protocol):
 
 
 Scorer = Callable[[PromptView], Scores]
+
+
+def remembering(scorer: Scorer) -> Scorer:
+    """For measuring: a prompt that comes again, at another budget, has its scores reckoned once."""
+    known: dict[int, Scores] = {}
+
+    def score(view: PromptView) -> Scores:
+        if view.key not in known:
+            known[view.key] = scorer(view)
+        return known[view.key]
+
+    return score
 
 
 def by_lot(view: PromptView) -> Scores:

@@ -37,6 +37,10 @@ class Stack(Protocol):
         """Also the last layer's attention of the last row, mean over heads: float32 [tokens in the slot]."""
         ...
 
+    def part(self, depth: int, group: LayerGroup) -> Stack:
+        """The first `depth` of the same layers, over another group."""
+        ...
+
 
 class LogitHead(Protocol):
     """Final norm and LM head over rows [n, hidden]."""
@@ -82,3 +86,6 @@ class TorchStack:
         last_layer = self.first + len(lower)
         last.write_keys(x, cis, window, last_layer)
         return last.attention_of_last(x, cis, window, last_layer)
+
+    def part(self, depth: int, group: LayerGroup) -> Stack:
+        return TorchStack(self.layers[:depth], group)

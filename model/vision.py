@@ -118,17 +118,16 @@ class Vision:
         return [features[index] for index in range(len(prompts))]
 
     def _pixels(self, prompt: Prompt) -> Pixels:
-        pixels: Pixels = prompt.pixels or self.adapter.prepare_images(prompt.images)
-        if not torch.isfinite(pixels.values).all():
-            # They would stay in the cache, and a masked NaN still is one to the next owner of the slot.
-            raise ValueError("the pixel values are not all finite")
-        return pixels
+        return prompt.pixels or self.adapter.prepare_images(prompt.images)
 
     def _pass(self, pixels: Sequence[Pixels], counts: Sequence[int]) -> list[Tensor]:
         values = pixels[0].values if len(pixels) == 1 else torch.cat([one.values for one in pixels])
         features = self.adapter.encode_images(Pixels(values, sum((one.sizes for one in pixels), ())))
         if features.shape[0] != sum(counts):
             raise RuntimeError(f"the tower gave {features.shape[0]} features for {sum(counts)} positions")
+        if not torch.isfinite(features).all():
+            # They would stay in the cache, and a masked NaN still is one to the next owner of the slot.
+            raise ValueError("the tower makes features of these pixel values that are not all finite")
         # Copies where there are several: a part must not hold the memory of all.
         return [part.clone() if len(counts) > 1 else part for part in features.split(list(counts))]
 

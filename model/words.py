@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 
-from model.request import RequestError
+from model.request import RequestError, Turn
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
@@ -56,26 +56,46 @@ class Words:
             )
         )
 
-    def prompt_token_ids(self, prompt: str, images: int) -> list[int]:
+    @property
+    def takes_turns(self) -> bool:
+        return self.tokenizer is not None and self._template_of() is not None
+
+    def _template_of(self) -> Any:
+        source = self.processor or self.tokenizer
+        return getattr(source, "chat_template", None) or self.tokenizer.chat_template
+
+    def prompt_token_ids(self, prompt: str, images: int, history: Sequence[Turn] = ()) -> list[int]:
         """One placeholder an image."""
         if self.tokenizer is None:
             raise RequestError("this checkpoint has no tokenizer: give prompt_token_ids", param="prompt")
-        text = self._chat_text(prompt, images)
+        text = self._chat_text(prompt, images, history)
         bos = self.tokenizer.bos_token
-        ids = self.tokenizer(text, add_special_tokens=not (bos and text.startswith(bos)))["input_ids"]
-        return list(ids)
+        ids = list(self.tokenizer(text, add_special_tokens=not (bos and text.startswith(bos)))["input_ids"])
+        if ids.count(self.image_token_id) > images:
+            placeholder = self.tokenizer.convert_ids_to_tokens(self.image_token_id)
+            raise RequestError(f"the prompt must not hold {placeholder}: it stands for a picture", "prompt")
+        return ids
 
-    def _chat_text(self, prompt: str, images: int) -> str:
-        source = self.processor or self.tokenizer
-        if not (getattr(source, "chat_template", None) or self.tokenizer.chat_template):
+    def _chat_text(self, prompt: str, images: int, history: Sequence[Turn]) -> str:
+        if self._template_of() is None:
+            if history:
+                raise RequestError("this checkpoint has no chat template: one turn alone", param="history")
             placeholder = self.tokenizer.convert_ids_to_tokens(self.image_token_id)
             return PLAIN_TEMPLATE.format(images=f"{placeholder}\n" * images, prompt=prompt)
-        content = [{"type": "image"}] * images + [{"type": "text", "text": prompt}]
-        message = {"role": "user", "content": content}
-        return str(source.apply_chat_template([message], add_generation_prompt=True, tokenize=False))
+        own = images - sum(turn.images for turn in history)
+        if own < 0:
+            raise RequestError(f"{images} images given, {images - own} are in the history", param="history")
+        messages = [_message(turn) for turn in (*history, Turn("user", prompt, own))]
+        source = self.processor or self.tokenizer
+        return str(source.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
 
     def processed(self, images: Sequence[Any], **options: Any) -> Any:
         """What the checkpoint's image processor makes of RGB pictures, as torch tensors by name."""
         if self.image_processor is None:
             raise RequestError("this checkpoint has no image processor: give pixel_values", param="images")
         return self.image_processor(images=list(images), return_tensors="pt", **options)
+
+
+def _message(turn: Turn) -> dict[str, Any]:
+    content = [{"type": "image"}] * turn.images + [{"type": "text", "text": turn.text}]
+    return {"role": turn.role, "content": content}

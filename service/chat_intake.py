@@ -1,6 +1,6 @@
-"""A chat becomes the submission that `/v1/describe` would have made: one prompt and its pictures.
+"""A chat becomes the submission that `/v1/describe` would have made, with the turns before its prompt.
 
-Invariant: a chat that cannot be put into one prompt without changing its meaning is refused. Two things
+Invariant: a chat that cannot be put so without changing its meaning is refused. Two things
 are moved: pictures stand before the text, and a system message stands before the user's own text.
 Must not know: the model card, the queue, how the answer is worded.
 """
@@ -8,12 +8,14 @@ Must not know: the model card, the queue, how the answer is worded.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import anyio.to_thread
 from fastapi import Request
 
 from service.errors import BadField
 from service.intake import Picture, Submission, json_body, picture_of
+from service.protocol import Turn
 from service.schemas import DEFAULT_PROMPT, DescribeFields, GenerationFields
 from service.schemas_chat import DEFAULT_MODEL, ChatBody, ChatMessage, TextPart
 
@@ -35,13 +37,11 @@ async def read_chat(request: Request) -> Chat:
 
 def chat_of_json(raw: bytes) -> Chat:
     body = ChatBody.model_validate_json(raw, strict=True)
-    system, user, index = _one_turn(body.messages)
-    prompt = "\n\n".join(text for text in (_text(system), _text(user)) if text)
-    images = _images(user, index)
-    if not prompt and not images:
-        raise BadField("messages", "The user message is empty.")
+    turns, images = _turns(body.messages)
+    *history, last = turns
     model = None if body.model == DEFAULT_MODEL else body.model
-    submission = Submission(_fields(body, prompt or DEFAULT_PROMPT), images, model, KIND)
+    fields = _fields(body, last.text or DEFAULT_PROMPT)
+    submission = Submission(fields, images, model, KIND, tuple(history))
     options = body.stream_options
     if options is not None and not body.stream:
         raise BadField("stream_options", "'stream_options' is for 'stream': true.")
@@ -49,19 +49,35 @@ def chat_of_json(raw: bytes) -> Chat:
     return Chat(submission, options is not None and bool(options.include_usage), length_field)
 
 
-def _one_turn(messages: list[ChatMessage]) -> tuple[ChatMessage | None, ChatMessage, int]:
-    """(system message, user message, the user message's index)"""
+def _turns(messages: list[ChatMessage]) -> tuple[list[Turn], list[Picture]]:
+    """The turns, the system message's text in the first of them; and the pictures of all, in order."""
     system = messages[0] if messages[0].role in SYSTEM_ROLES else None
-    index = 0 if system is None else 1
-    if [message.role for message in messages[index:]] != ["user"]:
-        raise BadField(
-            "messages",
-            "This version takes one turn: one user message, after at most one system message.",
-            code="unsupported_value",
-        )
+    first = 0 if system is None else 1
+    _check_order([message.role for message in messages[first:]])
+    turns: list[Turn] = []
+    pictures: list[Picture] = []
+    for index, message in enumerate(messages[first:], first):
+        own = _images(message, index)
+        texts = (_text(system) if index == first else "", _text(message))
+        text = "\n\n".join(text for text in texts if text)
+        if not text and not own:
+            raise BadField("messages", f"The {message.role} message is empty.")
+        role: Literal["user", "assistant"] = "assistant" if message.role == "assistant" else "user"
+        turns.append(Turn(role=role, text=text, images=len(own)))
+        pictures += own
     if system is not None and not all(isinstance(part, TextPart) for part in system.content):
         raise BadField("messages", "A system message holds text alone.")
-    return system, messages[index], index
+    return turns, pictures
+
+
+def _check_order(roles: list[str]) -> None:
+    expected = ["user", "assistant"] * (len(roles) // 2) + ["user"]
+    if roles != expected:
+        raise BadField(
+            "messages",
+            "After at most one system message come user and assistant in turn, the user first and last.",
+            code="unsupported_value",
+        )
 
 
 def _text(message: ChatMessage | None) -> str:
@@ -73,6 +89,8 @@ def _images(message: ChatMessage, index: int) -> list[Picture]:
     images: list[Picture] = []
     for number, part in enumerate(message.content):
         if not isinstance(part, TextPart):
+            if message.role == "assistant":
+                raise BadField("messages", "An assistant message holds text alone.")
             param = f"messages[{index}].content[{number}].image_url.url"
             _refuse_bare_base64(part.image_url.url, param)
             images.append(picture_of(part.image_url.url, param))

@@ -62,14 +62,12 @@ def gpu(names: tuple[str, ...], cuda_build: str | None, auto_dtype: str) -> Find
     return Finding("gpu", "ok", f"none; workers compute on the CPU, in {auto_dtype}")
 
 
-def kernels(built: bool, compiler: str | None) -> Finding:
-    """The engine's own arithmetic for CPUs, compiled by the first worker of a machine."""
-    if built:
-        return Finding("kernels", "ok", "compiled")
-    if compiler is None:
-        advice = "Install g++: the engine then compiles its own arithmetic; until then answers come slower."
-        return Finding("kernels", "note", "not compiled, and there is no g++", advice)
-    return Finding("kernels", "ok", f"not compiled yet; {compiler} will do it when a worker first starts")
+def kernels(how: str | None) -> Finding:
+    """how: as `model.machine` tells it."""
+    if how is None:
+        advice = "Install g++: the engine then compiles them once, and decodes several times faster on a CPU."
+        return Finding("kernels", "note", "no native kernels, and no g++ to compile them", advice)
+    return Finding("kernels", "ok", f"native, {how}: bfloat16 weights, sums in float32")
 
 
 def cpu() -> Finding:

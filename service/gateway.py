@@ -104,12 +104,12 @@ class Gateway:
             self._seen, self._seen_at = (queue, workers), began
         return self._seen
 
-    async def ready(self, max_age_s: float = 0.0) -> Look:
-        """As `look`, with at least one worker, else 503."""
+    async def ready(self, max_age_s: float = 0.0, *, without_workers: bool = False) -> Look:
+        """As `look`, with at least one worker unless it goes without, else 503."""
         if self._draining:
             raise Stopping("This gateway is stopping.", retry_after_s=RETRY_AFTER_S)
         queue, workers = await self.look(max_age_s)
-        if not workers:
+        if not workers and not without_workers:
             raise NoWorker("No worker is ready.", retry_after_s=RETRY_AFTER_S)
         return queue, workers
 
@@ -178,7 +178,7 @@ class Gateway:
     ) -> Job:
         """The job without its pictures, which are not decoded yet."""
         fields, images, now = submission.fields, len(submission.images), time.time()
-        params = job_params(fields, card, images, self._text_limits)
+        params = job_params(submission, card, self._text_limits)
         return Job(
             id=f"{submission.kind}-{uuid.uuid4().hex}",
             created_at=now,
@@ -189,7 +189,8 @@ class Gateway:
             model=card.model_id,
             owner=caller.name,
             priority=priority_of(fields.service_tier, caller),
-            predicted_tokens=predicted_tokens(fields.prompt, images, params, card),
+            predicted_tokens=predicted_tokens(submission.texts, images, params, card),
+            history=submission.history,
         )
 
     async def _admit(self, job: Job, caller: Caller, workers: Sequence[WorkerInfo]) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import anyio.to_thread
 
@@ -46,11 +47,13 @@ def image_digest(image: Picture) -> str:
 
 
 def fingerprint_of(submission: Submission) -> str:
-    asked = {
+    asked: dict[str, Any] = {
         "kind": submission.kind,
         "model": submission.model,
         # Without defaults: a field that the next version adds must not change the digest.
         "fields": submission.fields.model_dump(mode="json", include=ASKED, exclude_defaults=True),
         "images": [image_digest(image) for image in submission.images],
     }
+    if submission.history:
+        asked["history"] = [turn.model_dump(mode="json") for turn in submission.history]
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()

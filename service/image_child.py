@@ -18,15 +18,24 @@ import warnings
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from PIL import Image
+# The codecs: the fork server has them loaded, where each child would load them with its first picture.
+from PIL import (
+    BmpImagePlugin,  # noqa: F401
+    GifImagePlugin,  # noqa: F401
+    Image,
+    JpegImagePlugin,  # noqa: F401
+    PngImagePlugin,  # noqa: F401
+    TiffImagePlugin,  # noqa: F401
+    WebPImagePlugin,  # noqa: F401
+)
 
-from service.errors import ApiError, TooLarge, UndecodableImage, UnsupportedMedia
+from service.errors import ApiError, TooLarge, UndecodableImage, Unprocessable, UnsupportedMedia
 from service.images import ImageLimits, PreparedImage, prepare
 from service.protocol import ImageSpec
 
 HEADER = struct.Struct(">II")  # bytes of the JSON, bytes of the body behind it
 ERRORS: dict[str, type[ApiError]] = {
-    kind.__name__: kind for kind in (TooLarge, UndecodableImage, UnsupportedMedia)
+    kind.__name__: kind for kind in (TooLarge, UndecodableImage, Unprocessable, UnsupportedMedia)
 }
 # Where memory runs out the kernel takes the decoder, never the gateway.
 OOM_SCORE = "900"
@@ -39,8 +48,9 @@ def frame(meta: dict[str, Any], body: bytes = b"") -> bytes:
     return b"".join((HEADER.pack(len(text), len(body)), text, body))
 
 
-def ask(data: bytes, spec: ImageSpec, limits: ImageLimits) -> bytes:
-    return frame({"spec": spec.model_dump(), "limits": dataclasses.asdict(limits)}, data)
+def ask(data: bytes, spec: ImageSpec, limits: ImageLimits, cpu_s: float) -> bytes:
+    """cpu_s: of processor time that the picture may take; then its process is gone."""
+    return frame({"spec": spec.model_dump(), "limits": dataclasses.asdict(limits), "cpu_s": cpu_s}, data)
 
 
 def answer_of(meta: dict[str, Any], rgb: bytes) -> PreparedImage:
@@ -57,7 +67,10 @@ def main(pipe: socket.socket) -> None:
     warnings.simplefilter("error", Image.DecompressionBombWarning)
     with pipe, pipe.makefile("rb") as source, contextlib.suppress(OSError):
         while (request := _read(source)) is not None:
-            pipe.sendall(_answer(*request))
+            signal.setitimer(signal.ITIMER_PROF, request[0]["cpu_s"])  # whose signal ends the process
+            answer = _answer(*request)
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            pipe.sendall(answer)
 
 
 def _step_back() -> None:

@@ -2,7 +2,8 @@
 
 Invariant: at most `processes` pictures are decoded at once (the rest wait with their own bytes); a child
 that crashes, hangs or is left in the middle is killed and replaced, and touches no picture but its own.
-A picture that kills two children is refused. Children are recycled after `MAX_PICTURES`.
+A picture that kills two children is refused. Children are recycled after `MAX_PICTURES`. What a picture may
+take is processor time: on a machine that is busy elsewhere a sound picture is late, not broken.
 Not a `ProcessPoolExecutor`: a crash there fails every picture in flight, and nothing ends a hung child.
 Must not know: how a picture is decoded (`image_child`), HTTP, the queue.
 """
@@ -18,7 +19,7 @@ import socket
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from service.errors import ApiError, UndecodableImage
+from service.errors import ApiError, Unavailable, UndecodableImage
 from service.image_child import HEADER, answer_of, ask, main
 from service.images import ImageLimits, PreparedImage, check_size
 from service.protocol import ImageSpec
@@ -26,7 +27,10 @@ from service.protocol import ImageSpec
 log = logging.getLogger(__name__)
 
 MAX_PICTURES = 2_000
-TIMEOUT_S = 30.0
+CPU_S = 30.0
+# A child that uses no processor time either is not decoding but stuck, or starved.
+SILENCE_FACTOR = 5
+RETRY_AFTER_S = 5
 EXIT_S = 2.0
 READ_BUFFER_BYTES = 1 << 20
 # A fork server forks children in milliseconds from a process that has PIL loaded and no threads.
@@ -34,7 +38,11 @@ METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods()
 
 
 class ChildLost(Exception):  # noqa: N818 - what happened to it
-    """The process died or said nothing for too long."""
+    """The process died."""
+
+
+class ChildSilent(ChildLost):
+    """It said nothing for too long, though it had not used up its processor time."""
 
 
 class Child:
@@ -58,16 +66,18 @@ class Child:
         ours.setblocking(False)
         return cls(process, *await asyncio.open_connection(sock=ours, limit=READ_BUFFER_BYTES))
 
-    async def prepare(self, request: bytes, timeout_s: float) -> PreparedImage:
+    async def prepare(self, request: bytes, silence_s: float) -> PreparedImage:
         self.pictures += 1
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(silence_s):
                 self._writer.write(request)
                 await self._writer.drain()
                 meta_bytes, body_bytes = HEADER.unpack(await self._reader.readexactly(HEADER.size))
                 meta = json.loads(await self._reader.readexactly(meta_bytes))
                 body = await self._reader.readexactly(body_bytes)
-        except (OSError, EOFError, TimeoutError) as lost:
+        except TimeoutError as silent:
+            raise ChildSilent("silent") from silent
+        except (OSError, EOFError) as lost:
             raise ChildLost(type(lost).__name__) from lost
         return answer_of(meta, body)
 
@@ -99,9 +109,9 @@ def _reap(process: BaseProcess) -> None:
 class ImagePool:
     """Children start when they are first needed. `close` ends them all."""
 
-    def __init__(self, limits: ImageLimits, processes: int, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(self, limits: ImageLimits, processes: int, cpu_s: float = CPU_S) -> None:
         self._limits = limits
-        self._timeout_s = timeout_s
+        self._cpu_s = cpu_s
         self._slots = asyncio.Semaphore(processes)
         self._idle: list[Child] = []
         self._busy: set[Child] = set()
@@ -116,7 +126,7 @@ class ImagePool:
 
     async def prepare(self, data: bytes, spec: ImageSpec) -> PreparedImage:
         check_size(data, self._limits)  # before it waits for a slot
-        request = ask(data, spec, self._limits)
+        request = ask(data, spec, self._limits, self._cpu_s)
         async with self._slots:
             try:
                 return await self._try(request)
@@ -125,6 +135,9 @@ class ImagePool:
                 log.warning("image decoder lost", extra={"reason": str(first), "image_bytes": len(data)})
             try:
                 return await self._try(request, fresh=True)
+            except ChildSilent as silent:
+                message = "The image could not be decoded in time: the gateway has too little of its machine."
+                raise Unavailable(message, code="decoder_starved", retry_after_s=RETRY_AFTER_S) from silent
             except ChildLost as second:
                 log.warning("image refused: it ended two decoders", extra={"reason": str(second)})
                 message = "The image could not be decoded: its decoder ran out of memory, crashed, or hung."
@@ -134,7 +147,7 @@ class ImagePool:
         child = self._idle.pop() if self._idle and not fresh else await Child.start()
         self._busy.add(child)
         try:
-            picture = await child.prepare(request, self._timeout_s)
+            picture = await child.prepare(request, SILENCE_FACTOR * self._cpu_s)
         except ApiError:
             await self._give_back(child)
             raise

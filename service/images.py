@@ -32,6 +32,8 @@ SIGNATURES = (
 )
 # One side alone can blow up a resize (1 x 40,000,000 has few pixels); no camera or scanner comes near it.
 MAX_SIDE_PX = 65_535
+# A single pixel shows nothing.
+MIN_PIXELS = 2
 # Beyond this long:short ratio a picture is a strip, whose exact resize would cost gigabytes or minutes:
 # the crop is resized from its box alone, the pad from a reduced strip, and both may differ by rounding.
 MAX_STRIP_RATIO = 16
@@ -120,6 +122,12 @@ def decode(data: bytes, name: str, limits: ImageLimits) -> Image.Image:
 
 
 def check_pixels(width: int, height: int, limits: ImageLimits) -> None:
+    if width * height < MIN_PIXELS:
+        raise Unprocessable(
+            f"The image has {width} x {height} pixels; that is no picture.",
+            param="image",
+            code="image_too_small",
+        )
     if width * height <= limits.max_pixels and max(width, height) <= MAX_SIDE_PX:
         return
     raise TooLarge(

@@ -17,6 +17,7 @@ from starlette.datastructures import FormData, UploadFile
 
 from service.errors import BadField, BadRequest, UnsupportedMedia
 from service.image_url import ImageUrl, is_url
+from service.protocol import Turn
 from service.schemas import DescribeBody, DescribeFields
 
 # Structure only: how many pictures the model takes is the model card's to say.
@@ -30,13 +31,18 @@ Picture = bytes | ImageUrl
 @dataclass(frozen=True)
 class Submission:
     """images: as they came, or whence they are to be fetched. model: the served name asked for, None for
-    whichever there is. kind: begins the job's id.
+    whichever there is. kind: begins the job's id. history: earlier turns, whose images come first.
     """
 
     fields: DescribeFields
     images: Sequence[Picture]
     model: str | None = None
     kind: str = "desc"
+    history: tuple[Turn, ...] = ()
+
+    @property
+    def texts(self) -> str:
+        return "\n".join([*(turn.text for turn in self.history), self.fields.prompt])
 
 
 async def read_submission(request: Request) -> Submission:

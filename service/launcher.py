@@ -7,7 +7,9 @@ started is stopped, gateway first. Must not know: Redis's contents, what a worke
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import random
 import signal
 import socket
 import threading
@@ -23,6 +25,7 @@ from service.embedded_redis import EmbeddedRedis
 
 log = logging.getLogger("twigserve.launcher")
 
+PORTS = range(15_000, 32_000)
 _POLL_S = 0.2
 _STOP_GRACE_S = 5.0
 
@@ -161,7 +164,12 @@ class Launcher:
 
 
 def free_port(host: str) -> int:
+    """Below the range from which systems take the ports of outgoing connections: one of those would be gone
+    again before a process that is only starting has bound it.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    for port in (*random.sample(PORTS, 100), 0):
+        with socket.socket(family) as probe, contextlib.suppress(OSError):
+            probe.bind((host, port))
+            return int(probe.getsockname()[1])
+    raise OSError(f"no free port on {host}")

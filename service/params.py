@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from service.errors import BadField, ImpossibleRetained
+from service.intake import Submission
 from service.protocol import JobParams, ModelCard
 from service.schemas import DescribeFields
 
@@ -20,10 +21,14 @@ class TextLimits:
     max_tokens_limit: int
 
 
-def job_params(fields: DescribeFields, card: ModelCard, images: int, limits: TextLimits) -> JobParams:
+def job_params(submission: Submission, card: ModelCard, limits: TextLimits) -> JobParams:
+    fields, images = submission.fields, len(submission.images)
     if images > card.max_images:
         raise BadField("image", f"{images} images; '{card.model_id}' takes at most {card.max_images}.")
-    if len(fields.prompt) > limits.max_prompt_chars:
+    if submission.history and not card.takes_turns:
+        message = f"'{card.model_id}' takes one turn: one user message, after at most one system message."
+        raise BadField("messages", message, code="unsupported_value")
+    if len(submission.texts) > limits.max_prompt_chars:
         raise BadField("prompt", f"'prompt' has more than {limits.max_prompt_chars} characters.")
     _refuse_unsupported(fields, card)
     return JobParams(

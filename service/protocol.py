@@ -85,6 +85,14 @@ class JobParams(Message):
     token_map: bool = False
 
 
+class Turn(Message):
+    """Same fields and meaning as `model.request.Turn`."""
+
+    role: Literal["user", "assistant"]
+    text: str
+    images: int = 0
+
+
 class Job(VersionedMessage):
     """One accepted request. Immutable: which attempt runs it is the broker's knowledge, see `Lease`.
 
@@ -92,7 +100,8 @@ class Job(VersionedMessage):
     others. request_id: the HTTP request's, for logs only. model: whose card
     it was checked against. owner: the name of the API key that made it, which alone may see it; empty where
     no keys are used. predicted_tokens: what it counts in admission and between owners, see `prediction`.
-    traceparent: of the gateway's span (W3C Trace Context), empty where none is kept.
+    traceparent: of the gateway's span (W3C Trace Context), empty where none is kept. history: the turns
+    before the prompt, only where the card takes them (a worker older than the field would leave them out).
     """
 
     id: str
@@ -107,6 +116,7 @@ class Job(VersionedMessage):
     priority: Priority = "interactive"
     predicted_tokens: int = 1
     traceparent: str = ""
+    history: tuple[Turn, ...] = ()
 
 
 # --- its events --------------------------------------------------------------------------------------
@@ -243,6 +253,7 @@ class ModelCard(Message):
     retained_max: int = 0
     default_retained: int = 0
     speculation: bool = False
+    takes_turns: bool = False
 
 
 class WorkerInfo(VersionedMessage):
@@ -323,6 +334,11 @@ class Keys:
     def workers(self) -> str:
         """The set of worker ids that may be alive; `worker(id)` with its TTL decides."""
         return self.prefix + "workers"
+
+    @property
+    def generation(self) -> str:
+        """The name of the data in this server, see `data_name` in common.lua."""
+        return self.prefix + "generation"
 
     def job(self, job_id: str) -> str:
         return f"{self.prefix}job:{job_id}"

@@ -115,7 +115,8 @@ class ChatBody(GenerationFields):
 
     messages: list[ChatMessage] = Field(
         min_length=1,
-        description="One user message with text and pictures, after at most one system message.",
+        description="After at most one system message, user messages with text and pictures and the"
+        " assistant's text in turn; the last is the user's. Models without a chat template take one turn.",
     )
     model: str = Field(DEFAULT_MODEL, max_length=256, description="A served model, or `default`.")
     max_completion_tokens: int | None = Field(None, ge=1, description="The newer name of `max_tokens`.")

@@ -20,7 +20,7 @@ from prometheus_client import start_http_server
 
 from model.card import ModelCard as EngineCard
 from model.randomness import seed_of
-from model.request import Request, RequestError, Result, SamplingParams, StepOutput
+from model.request import Request, RequestError, Result, SamplingParams, StepOutput, Turn
 from service.broker.base import WorkerBroker
 from service.broker.redis_worker import RedisWorkerBroker
 from service.bundled import sample_pictures
@@ -143,7 +143,10 @@ class Engine:
 
     def _end(self, result: Result, batch_size: int) -> DoneData | ErrorData:
         if result.finish_reason in ("abort", "error"):
-            log.error("request failed in the engine", extra={"error": result.error})
+            if (
+                result.finish_reason == "error"
+            ):  # an abort is the loop's own doing, and of a job it has let go
+                log.error("request failed in the engine", extra={"error": result.error})
             return ErrorData(message="The engine could not finish the request.", code="engine_error")
         done = done_data(result, self.card.model_id, batch_size)
         if result.request_id not in self._wants_map:
@@ -221,6 +224,7 @@ def _request(job: RunningJob, params: JobParams, images: Sequence[bytes | None])
         speculation=params.speculation,
         request_id=job.engine_id,
         resume_token_ids=job.resumed,
+        history=tuple(Turn(turn.role, turn.text, turn.images) for turn in job.claim.job.history),
     )
 
 

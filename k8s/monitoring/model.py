@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from k8s.monitoring.grafana import Dashboard, Panel, Query, Row
-from k8s.monitoring.promql import buckets, maximum, mean, metric, quantiles, rate, ratio
+from k8s.monitoring.promql import WINDOW, buckets, maximum, mean, metric, quantiles, rate, ratio
 
 HERE = ('instance=~"$instance"',)
 ACCEPTANCE = ratio("spec_decode_num_accepted_tokens", "spec_decode_num_draft_tokens", *HERE)
@@ -12,6 +12,15 @@ AT_POSITION = (
     f"/ on() group_left {rate('spec_decode_num_drafts', *HERE)}"
 )
 PER_ROUND = f"1 + {ratio('spec_decode_num_accepted_tokens', 'spec_decode_num_drafts', *HERE)}"
+ENDED_BY = (
+    f"{rate('spec_decode_draft_stop', *HERE, by='reason')} "
+    f"/ on() group_left {rate('spec_decode_draft_stop', *HERE)}"
+)
+# Drafts are counted when their request ends, rows as they go: for a moment there can be more drafts.
+DRAFTED_ROUNDS = (
+    f"clamp_max({rate('spec_decode_num_drafts', *HERE)} "
+    f"/ sum(rate({metric('batch_size_sum', *HERE)}[{WINDOW}])), 1)"
+)
 PRUNED = ratio("image_tokens_pruned", "image_tokens", *HERE)
 COMPUTED = ratio("image_token_layers_kept", "image_token_layers", *HERE)
 STAGES = ("queue", "encode", "prefill", "decode")
@@ -118,6 +127,19 @@ SPECULATION = Row(
             "Tokens drafted a round.",
             (Query(ratio("spec_decode_num_draft_tokens", "spec_decode_num_drafts", *HERE), "mean"),),
         ),
+        Panel(
+            "What ended drafts",
+            "Confidence: the twig was unsure of its last token. Budget: the longest allowed. EOS: the end.",
+            (Query(ENDED_BY, "{{reason}}"),),
+            "percentunit",
+            stacked=True,
+        ),
+        Panel(
+            "Rounds with a draft",
+            "Of all rows' rounds. Low: drafts do not pay at this load, or requests ask for none.",
+            (Query(DRAFTED_ROUNDS, "drafted"),),
+            "percentunit",
+        ),
     ),
 )
 
@@ -129,6 +151,15 @@ PRUNING = Row(
             "Visual tokens left out, averaged over the layers; and what is left of the layers' visual work.",
             (Query(PRUNED, "pruned"), Query(COMPUTED, "computed")),
             "percentunit",
+        ),
+        Panel(
+            "Visual tokens",
+            "Of the pictures served, kept and left out, averaged over the layers.",
+            (
+                Query(rate("image_tokens_retained", *HERE), "kept"),
+                Query(rate("image_tokens_pruned", *HERE), "left out"),
+            ),
+            stacked=True,
         ),
         Panel(
             "Retained tokens of a request",

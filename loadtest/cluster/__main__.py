@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import dataclasses
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -82,6 +83,8 @@ def main() -> int:
     parser.add_argument("--engine", choices=sorted(WORKER_COMMANDS), default="scripted")
     parser.add_argument("--logs", type=Path, help="where the processes' logs are kept; else nowhere")
     said = parser.parse_args()
+    # A terminated rehearsal takes its hosts and processes down too: SIGTERM would end it on the spot.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         with tempfile.TemporaryDirectory(prefix="twigserve-cluster-") as temporary:
             folder = said.logs or Path(temporary)

@@ -12,6 +12,7 @@ from loadtest.drills.stage import Stage
 from loadtest.drills.worker_faults import SHARE, mixed, service, streams, tokens_flow
 
 DRAIN_S = 3.0
+LEAVING_S = 30.0  # to take leave of all else, on a busy machine
 
 
 @drill(quick=True)
@@ -41,11 +42,11 @@ async def drain_worker(folder: Path, stages: list[Stage]) -> Report:
     await tokens_flow(client, 50)
     began = time.monotonic()
     leaving.send(signal.SIGTERM)
-    code = await asyncio.to_thread(leaving.wait, 30)
+    code = await asyncio.to_thread(leaving.wait, 120)
     took_s = time.monotonic() - began
     report = Report(await asyncio.gather(*asked))
     report.need(code == 0, f"the worker left with code {code}")
-    report.need(took_s < 10, f"draining took {took_s:.1f} s")
+    report.need(took_s < 1 + LEAVING_S, f"draining took {took_s:.1f} s")
     return report
 
 
@@ -60,9 +61,9 @@ async def drain_gateway(folder: Path, stages: list[Stage]) -> Report:
     await tokens_flow(client, 50)
     began = time.monotonic()
     leaving.send(signal.SIGTERM)
-    code = await asyncio.to_thread(leaving.wait, 30)
+    code = await asyncio.to_thread(leaving.wait, 120)
     took_s = time.monotonic() - began
     report = Report(await asyncio.gather(*asked))
     report.need(code in (0, -signal.SIGTERM), f"the gateway left with code {code}")
-    report.need(took_s < DRAIN_S + 15, f"draining took {took_s:.1f} s of {DRAIN_S:g}")
+    report.need(took_s < DRAIN_S + LEAVING_S, f"draining took {took_s:.1f} s of {DRAIN_S:g}")
     return report

@@ -28,6 +28,7 @@ from service.launcher import free_port
 from service.settings import RedisSettings
 
 READY_S = 300.0  # processes that start on a busy machine
+PATIENCE_S = 400.0  # of a client on one
 LEASE_S = 3.0
 PACE = {
     "TWIGSERVE_REDIS_LEASE_S": str(LEASE_S),
@@ -118,7 +119,7 @@ class Stage:
         process.start()
         return process
 
-    def client(self, timeout_s: float = 240.0) -> Client:
+    def client(self, timeout_s: float = PATIENCE_S) -> Client:
         client = Client(self.gateway_urls, timeout_s)
         self._clients.append(client)
         return client
@@ -126,7 +127,7 @@ class Stage:
     async def ready(self, workers: int | None = None) -> None:
         """Every gateway sees that many workers (all that are alive, unless said)."""
         count = sum(worker.alive() for worker in self.workers.values()) if workers is None else workers
-        async with asyncio.timeout(READY_S), httpx.AsyncClient(trust_env=False) as http:
+        async with asyncio.timeout(READY_S), httpx.AsyncClient(trust_env=False, timeout=60) as http:
             for gateway, url in zip(self.gateways, self.gateway_urls, strict=True):
                 while gateway.alive() and not await _sees(http, url, count):  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
@@ -138,6 +139,15 @@ class Stage:
                 info.worker_id == name and info.free_slots < info.max_slots
                 for info in await self.broker.workers()
             ):
+                await asyncio.sleep(0.02)
+
+    async def anyone_busy(self) -> str:
+        """The first worker seen with jobs; which one it is, is the queue's to say."""
+        async with asyncio.timeout(READY_S):
+            while True:
+                for info in await self.broker.workers():
+                    if info.free_slots < info.max_slots:
+                        return info.worker_id
                 await asyncio.sleep(0.02)
 
     async def close(self) -> None:
@@ -164,7 +174,7 @@ async def _sees(http: httpx.AsyncClient, url: str, workers: int) -> bool:
     return False
 
 
-async def until(true: Any, timeout_s: float = 240.0) -> float:
+async def until(true: Any, timeout_s: float = PATIENCE_S) -> float:
     """Seconds until the (awaitable) condition holds; for what nothing announces."""
     began = time.monotonic()
     async with asyncio.timeout(timeout_s):

@@ -67,9 +67,8 @@ async def kill_worker_streaming(folder: Path, stages: list[Stage]) -> Report:
     stage = await service(folder, stages)
     client = stage.client()
     asked = streams(client, 2 * SHARE, 100)
-    await stage.busy("w0")
     await tokens_flow(client, 200)
-    stage.workers["w0"].kill()
+    stage.workers[await stage.anyone_busy()].kill()
     report = Report(await asyncio.gather(*asked))
     attempts = {
         outcome.check.last_id[0] for outcome in report.outcomes if outcome.check and outcome.check.last_id
@@ -119,13 +118,13 @@ async def stalled_worker(folder: Path, stages: list[Stage]) -> Report:
     stage = await service(folder, stages)
     client = stage.client()
     asked = streams(client, 2 * SHARE, 100)
-    await stage.busy("w0")
     await tokens_flow(client, 100)
-    stage.workers["w0"].send(signal.SIGSTOP)
+    stalled = stage.workers[await stage.anyone_busy()]
+    stalled.send(signal.SIGSTOP)
     await asyncio.sleep(1.5 * LEASE_S)
-    stage.workers["w0"].send(signal.SIGCONT)
+    stalled.send(signal.SIGCONT)
     report = Report(await asyncio.gather(*asked))
-    report.need(stage.workers["w0"].alive(), "the worker did not survive being fenced")
+    report.need(stalled.alive(), "the worker did not survive being fenced")
     report.outcomes = [*report.outcomes, *await asyncio.gather(*streams(client, 2 * SHARE, 20))]
     return report
 

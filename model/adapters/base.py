@@ -13,6 +13,7 @@ from torch import Tensor
 
 from model.card import ImageSpec
 from model.decoder import DecoderLayer, DecoderShape, Head
+from model.request import Turn
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,11 @@ class Adapter(Protocol):
         """Of an expanded prompt; None where they are 0..P-1."""
         ...
 
-    def prompt_token_ids(self, prompt: str, images: int) -> list[int]:
+    @property
+    def takes_turns(self) -> bool:
+        """Has a chat template, so that `history` may stand before a prompt."""
+        ...
+
+    def prompt_token_ids(self, prompt: str, images: int, history: Sequence[Turn] = ()) -> list[int]:
         """The chat template around a prompt with one placeholder an image; RequestError if it cannot."""
         ...

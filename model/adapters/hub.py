@@ -22,7 +22,7 @@ from model.checkpoint import model_id
 from model.config import EngineConfig
 from model.decoder import DecoderShape, rotary_table
 from model.dtypes import seeing_dtype
-from model.request import RequestError
+from model.request import RequestError, Turn
 from model.words import Words
 
 
@@ -59,8 +59,12 @@ class HubAdapter:
     def positions(self, _token_ids: Sequence[int], _footprints: Sequence[Footprint], /) -> Positions | None:
         return None
 
-    def prompt_token_ids(self, prompt: str, images: int) -> list[int]:
-        return self.words.prompt_token_ids(prompt, images)
+    @property
+    def takes_turns(self) -> bool:
+        return self.words.takes_turns
+
+    def prompt_token_ids(self, prompt: str, images: int, history: Sequence[Turn] = ()) -> list[int]:
+        return self.words.prompt_token_ids(prompt, images, history)
 
     def _on_device(self, values: Tensor) -> Tensor:
         return values.to(self._embedding.device, self._tower_dtype)

@@ -41,11 +41,7 @@ class LlavaAdapter(HubAdapter):
     def __init__(self, base: Base, directory: Path, image_fit: ImageFit | None) -> None:
         super().__init__(base, directory)
         vision = base.config.vision_config
-        side = vision.image_size // vision.patch_size
-        class_token = int(vision.model_type == "clip_vision_model")
-        cropped = int(base.config.vision_feature_select_strategy == "default")
-        self.image_tokens = side * side + class_token - cropped
-        self.grid = (side, side)
+        self.image_tokens, self.grid = tokens_of(base.config)
         self.image_shape = (getattr(vision, "num_channels", 3), vision.image_size, vision.image_size)
         self.image = self._image_spec(vision.image_size, image_fit)
 
@@ -75,7 +71,7 @@ class LlavaAdapter(HubAdapter):
     def prepare_images(self, images: Sequence[Any]) -> Pixels:
         pictures = [to_pil(image) for image in images]
         if self.image.fit == "pad":
-            pictures = [_pad_to_square(picture, self.image.pad_color) for picture in pictures]
+            pictures = [pad_to_square(picture, self.image.pad_color) for picture in pictures]
         return self._pixels(self.words.processed(pictures)["pixel_values"])
 
     def encode_images(self, pixels: Pixels) -> Tensor:
@@ -91,6 +87,15 @@ class LlavaAdapter(HubAdapter):
         return _cls_attention(tower, self._on_device(pixels.values)).flatten()
 
 
+def tokens_of(config: Any) -> tuple[int, tuple[int, int]]:
+    """M of a picture, and [rows, columns] of the tower's patches."""
+    vision = config.vision_config
+    side = vision.image_size // vision.patch_size
+    class_token = int(vision.model_type == "clip_vision_model")
+    cropped = int(config.vision_feature_select_strategy == "default")
+    return side * side + class_token - cropped, (side, side)
+
+
 def _cls_attention(tower: torch.nn.Module, pixel_values: Tensor) -> Tensor:
     """[n, 3, H, W] -> [n, patches]."""
     hidden = tower(pixel_values, output_hidden_states=True).hidden_states[-2]
@@ -104,7 +109,7 @@ def _cls_attention(tower: torch.nn.Module, pixel_values: Tensor) -> Tensor:
     return probabilities.mean(1)[:, 0, 1:]
 
 
-def _pad_to_square(picture: Image.Image, color: tuple[int, int, int]) -> Image.Image:
+def pad_to_square(picture: Image.Image, color: tuple[int, int, int]) -> Image.Image:
     side = max(picture.size)
     square = Image.new("RGB", (side, side), color)
     square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))

@@ -79,12 +79,12 @@ def load_base(
     head = Head(language.norm.weight.detach(), vlm.lm_head.weight.detach(), shape)
     vlm.lm_head = None
     layers = [DecoderLayer(Part(files, names_of_one, dtype, device), shape) for names_of_one in names]
-    return Base(vlm, config, shape, embedding, rotary, layers, head, _eos(vlm, config))
+    return Base(vlm, config, shape, embedding, rotary, layers, head, _eos(vlm))
 
 
-def _eos(vlm: Any, config: Any) -> frozenset[int]:
+def _eos(vlm: Any) -> frozenset[int]:
+    """What `generate` stops at; the configuration's where the directory has no generation_config.json."""
     eos = vlm.generation_config.eos_token_id
-    eos = config.text_config.eos_token_id if eos is None else eos
     return frozenset([eos] if isinstance(eos, int) else eos or [])
 
 

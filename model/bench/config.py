@@ -16,6 +16,7 @@ class BenchConfig:
 
     pictures: how many are described one after the other at batch 1; a larger batch takes one of each row.
     retained_tokens: R-bar of ttp and ttp_ssd, None for the tier "fast".
+    dtype: of our side. generate_dtype: of the other; "fastest" is measured (`model.bench.peer`).
     fork_layer, drop_layer: for a published twig without twig_config.json.
     """
 
@@ -25,7 +26,8 @@ class BenchConfig:
     max_tokens: int = 128
     methods: tuple[str, ...] = METHODS
     threads: int = 2
-    dtype: str = "bfloat16"
+    dtype: str = "auto"
+    generate_dtype: str = "fastest"
     device: str = "cpu"
     repeats: int = 3
     pictures: int = 4

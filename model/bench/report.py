@@ -47,12 +47,23 @@ def print_table(report: dict[str, Any]) -> None:
     """To stdout; the caller prints the JSON after it."""
     where, models = report["machine"], {row["model"] for row in report["results"]}
     table = Table(title=f"{', '.join(sorted(models))} · {where['threads']} threads · {where['cpu']}")
-    for name in ("batch", "method", "R̄", "tokens/s", "× generate", "roofline", "TTFT ms", "acceptance"):
-        table.add_column(name, justify="left" if name == "method" else "right")
+    for name in (
+        "batch",
+        "method",
+        "dtype",
+        "R̄",
+        "tokens/s",
+        "× generate",
+        "roofline",
+        "TTFT ms",
+        "acceptance",
+    ):
+        table.add_column(name, justify="left" if name in ("method", "dtype") else "right")
     for row in report["results"]:
         table.add_row(
             str(row["batch"]),
             row["method"],
+            row["dtype"],
             str(row["retained_tokens"]),
             _cell(row["tokens_per_s"], ".1f"),
             _cell(row["ratio"], ".2f"),

@@ -8,26 +8,31 @@ Knows bytes and seconds, not engines.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from model.checkpoint import layer_shapes
+from model.decoder import DecoderShape
 from model.native.library import load_library
+from model.native.pages import Arena
 
 PASSES = 7
 
 
-def decode_bytes(decoder_layers: nn.Module, head: nn.Module) -> int:
-    """Of transformers' modules; the embedding gives a token one row and does not count."""
-    modules = (decoder_layers, head)
-    return sum(weight.nbytes for module in modules for weight in module.parameters())
+def decode_bytes(shape: DecoderShape, layers: int, dtype: torch.dtype) -> int:
+    """Of a base as our side holds it; the embedding gives a token one row and does not count."""
+    of_layer = sum(math.prod(size) for size in layer_shapes(shape).values())
+    return (layers * of_layer + shape.hidden * (shape.vocabulary + 1)) * dtype.itemsize
 
 
 def read_bandwidth(buffer_bytes: int, threads: int, clock: Callable[[], float] = time.perf_counter) -> float:
     """Bytes a second, the best of several passes."""
-    buffer = torch.ones(max(1, buffer_bytes // 8), dtype=torch.long)
+    words = max(1, buffer_bytes // 8)
+    buffer = Arena(8 * words).take(words, torch.long).fill_(1)  # in the pages that the weights have
     seconds = []
     for _ in range(PASSES):
         started = clock()

@@ -1,8 +1,9 @@
 """The benchmark: which methods, in which order, on which answers, and what is divided by what.
 
 What is fair here:
-- Both sides get the same token ids and pixel values, the same weights, dtype and threads, in one process;
-  transformers runs as it comes (sdpa attention, dynamic cache).
+- Both sides get the same token ids and pixel values, the same weights and threads, in one process;
+  transformers runs as it comes (sdpa attention, dynamic cache), in the dtype in which it is fastest on this
+  machine (`model.bench.peer`): where a CPU emulates bf16 that is float32, and each row says its dtype.
 - tokens_per_s is the decode rate of the whole batch: tokens that came after the moment at which the last
   row had its first token, divided by the time from that moment to the last token of all. Vision tower and
   prefill are outside it on both sides (they are in ttft_ms, the mean over the rows), and so are drafts
@@ -35,10 +36,12 @@ from model.bench.generate import GenerateSide
 from model.bench.measure import Arrivals, Figures, Limits
 from model.bench.mid import write_mid
 from model.bench.ours import EngineSide, Mode
+from model.bench.peer import Work, fastest_dtype
 from model.bench.prompts import Prompt, build_prompts
 from model.bench.report import machine
 from model.bench.roofline import decode_bytes, read_bandwidth, share
 from model.checkpoint import resolve
+from model.dtypes import DTYPES
 from model.engine import Engine, EngineConfig
 
 MIN_NATURAL_TOKENS = 40
@@ -79,13 +82,22 @@ class Bench:
             fork_layer=config.fork_layer,
             drop_layer=config.drop_layer,
         )
-        self.theirs = GenerateSide(base, config.dtype, config.device)
+        self.dtype = self.engine.dtype
+        self.theirs, self.peer_dtype = self._other_side(base)
         self.ours = EngineSide(self.engine)
         torch.set_num_threads(config.threads)
         self.limits = self._settle_answers()
-        language = self.theirs.vlm
-        self.weight_bytes = decode_bytes(language.model.language_model.layers, language.lm_head)
+        shape, layers = self.engine.decoder
+        self.weight_bytes = decode_bytes(shape, layers, DTYPES[self.dtype])
         self.bandwidth = read_bandwidth(self.weight_bytes, config.threads)
+
+    def _other_side(self, base: Path) -> tuple[GenerateSide | None, str]:
+        config, dtype = self.config, self.config.generate_dtype
+        if not any(method.startswith("generate") for method in config.methods):
+            return None, self.dtype
+        if dtype == "fastest":
+            dtype = fastest_dtype(Work.of(self.engine.decoder[0]), self.dtype, config.device)
+        return GenerateSide(base, dtype, config.device), dtype
 
     def retained(self, method: str) -> int:
         card = self.engine.card
@@ -115,6 +127,7 @@ class Bench:
 
     def measure(self, case: Case) -> list[Arrivals]:
         if case.method.startswith("generate"):
+            assert self.theirs is not None  # noqa: S101  loaded where such a method is asked for
             return [self.theirs.run(prompts, self.limits) for prompts in self.batches(case.batch)]
         mode = Mode.of(self.engine.card, self.retained(case.method), case.method in SPECULATING)
         return [self.ours.run(prompts, self.limits, mode) for prompts in self.batches(case.batch)]
@@ -167,7 +180,7 @@ def _row(
     roofline = share(figures.tokens_per_s, case.batch, bench.weight_bytes, bench.bandwidth)
     return {
         "model": config.model,
-        "dtype": config.dtype,
+        "dtype": bench.peer_dtype if case.method.startswith("generate") else bench.dtype,
         "threads": config.threads,
         "batch": case.batch,
         "method": case.method,

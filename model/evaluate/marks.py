@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
+from model.evaluate.answers import Answer
 from model.evaluate.items import Item
-from model.request import Result
 from model.scenes.score import DescriptionScore, same_answer, score_description
 
 Marks = dict[str, float]
 
 
-def task_scores(items: Sequence[Item], results: Sequence[Result]) -> Marks:
+def task_scores(items: Sequence[Item], results: Sequence[Answer]) -> Marks:
     """Task -> share right. A description's score is the mean of its parts (see `description_parts`)."""
     answered: defaultdict[str, list[bool]] = defaultdict(list)
     for item, result in zip(items, results, strict=True):
@@ -23,7 +23,7 @@ def task_scores(items: Sequence[Item], results: Sequence[Result]) -> Marks:
     return {"describe": round(sum(parts.values()) / len(parts), 4)} | tasks if parts else tasks
 
 
-def description_parts(items: Sequence[Item], results: Sequence[Result]) -> Marks:
+def description_parts(items: Sequence[Item], results: Sequence[Answer]) -> Marks:
     """recall, precision: of objects named. place: of the named. size: of the placed. {} without scenes."""
     scores = [
         score_description(item.scene, result.text)

@@ -1,31 +1,42 @@
-"""The accuracy page: what pruning keeps, by method and budget, and what speculation accepts.
+"""The accuracy page: what pruning keeps, by method and budget, what speculation accepts, and the ablations.
 
-Written whole by one run of `twigserve evaluate --page`, so that no figure on it is older than another.
+Written whole by `twigserve evaluate --page` from one file of answers, so that no figure on it is of other
+weights than another. The run may be cut off and started again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from model.evaluate.items import SEEDS, Item, Split, scenes_bench
-from model.evaluate.run import NONE, Loader, evaluate, evaluate_methods
-from model.evaluate.tables import markdown
+from model.evaluate.answers import Answers
+from model.evaluate.items import ITEMS_A_SCENE, SEEDS, Item, Split, scenes_bench
+from model.evaluate.plots import plot_budgets, plot_drafts
+from model.evaluate.run import Asker, Loader, Tick, evaluate_ways
+from model.evaluate.tables import markdown, table
+from model.evaluate.ways import NONE, Way, all_ways
 
 Entry = dict[str, Any]
-THRESHOLDS, DRAFTS, BUDGETS = (0.4, 0.6, 0.8), (3, 5, 7), (576, 128, 64)
+THRESHOLDS, DRAFTS = (0.4, 0.6, 0.8), (3, 5, 7)
+# Scenes of the two smaller parts: enough to see what they are for, a fifth of the page's time.
+UNSEEN_SCENES, DRAFTING_SCENES = 60, 40
+UNSEEN_BUDGETS, DRAFTING_BUDGETS = (128, 64), (576, 192, 64)
 
 _PAGE = """# Accuracy
 
-What the embedded model keeps of its accuracy when visual tokens go. Written by
+What `{checkpoint}`, the model of this repository unless it says otherwise, keeps of its accuracy when visual
+tokens go. Written by
 
 ```console
 twigserve evaluate --scenes {scenes} --page {path}
 ```
 
-on *ScenesBench* (`model/evaluate/items.py`): a description and a question each scene, {items} items a row.
-Seeds {test} are the test split, {validation} validation; training draws from a million on.
+on *ScenesBench* (`model/evaluate/items.py`): a description of each scene and {questions} questions about it,
+whose kinds take turns; {items:,} items a row. Of the seeds, {test} are the test split and {validation}
+validation; training draws from {train:,} on. The tables below use seeds {first} to {last}.
 A task's score is the share of right answers, a description's the mean of its parts: objects named of those
 there (recall) and of those said (precision), in the right place, in the right size. RelAcc is the mean over
 tasks of pruned divided by unpruned. R̄ is the average number of visual tokens over all layers, of
@@ -37,69 +48,156 @@ tasks of pruned divided by unpruned. R̄ is the average number of visual tokens 
 
 `ttp` is the twig's attention. The others rank by lot, by an even grid, by the attention of base layer K
 (`fastv`) and of layer K+T (`fastv_deep`), and by the vision tower's [CLS] attention (`saliency`). They share
-everything else: the layers that prune, the budget arithmetic, the drafts.
+everything else: the layers that prune, the budget arithmetic, the drafts. Acceptance is of drafted tokens at
+θ={threshold:g}, γ={drafts}.
 
 {methods}
 
 ## A style that training never saw
 
-The test seeds drawn with emojione, as far as it has the nouns.
+The first {unseen_items} items of the same seeds, drawn with emojione as far as it has the nouns; RelAcc is to
+this style's own unpruned row.
 
 {unseen}
 
 ## What speculation accepts
 
-{drafting_items} descriptions; θ is the probability under which drafting stops, γ the most drafts a round. The
-text is the pruned model's own at every setting.
+The descriptions of the first {drafting_items} scenes; θ is the probability under which drafting stops, γ the
+most drafts a round, accepted length the tokens a round gives, the base's own included. The text is the pruned
+model's own at every setting.
+
+![Acceptance and accepted length](acceptance.png)
 
 {drafting}
+
+## Ablations
+
+{ablations}
 """
+NO_ABLATIONS = (
+    "`python -m model.train.ablations` trains and measures them; a page written after that has the table."
+)
 
 
-def write_page(path: Path, loader: Loader, sprites: Path, scenes: int, entries: Sequence[Entry]) -> None:
-    """entries: `evaluate_methods` over the test split. Also draws accuracy.png beside the page."""
-    unseen = evaluate_methods(loader, scenes_bench(sprites, scenes, "unseen"), ["ttp"], [128, 64])
-    described = [item for item in scenes_bench(sprites, min(scenes, 60)) if item.turn.task == "describe"]
-    image_tokens = entries[0]["retained_tokens"]
-    path.write_text(
-        _PAGE.format(
-            scenes=scenes, path=path, items=2 * scenes, image_tokens=image_tokens,
-            test=_seeds("test"), validation=_seeds("validation"), methods=markdown(entries),
-            unseen=markdown(unseen), drafting_items=len(described), drafting=_drafting(loader, described),
-        )
-    )  # fmt: skip
-    _plot(path.with_name("accuracy.png"), entries)
+@dataclass(frozen=True)
+class PageRun:
+    """methods, budgets: None for all. ablations: what `model.train.ablations` has written."""
+
+    loader: Loader
+    sprites: Path
+    scenes: int
+    answers: Answers
+    ablations: Path
+
+    def plan(self, asker: Asker, methods: Sequence[str] | None, budgets: Sequence[int] | None) -> Plan:
+        items = scenes_bench(self.sprites, self.scenes)
+        ways = asker.plan(methods, budgets, items[0])
+        drafts, threshold = asker.engine.drafting
+        unseen = scenes_bench(self.sprites, min(self.scenes, UNSEEN_SCENES), "unseen")
+        described = [
+            item
+            for item in scenes_bench(self.sprites, min(self.scenes, DRAFTING_SCENES))
+            if item.turn.task == "describe"
+        ]
+        return Plan(
+            items, ways, unseen, all_ways(asker.engine.card, ["ttp"], UNSEEN_BUDGETS, drafts, threshold),
+            described, drafting_ways(asker.engine.card.image_tokens),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Items and the ways they are asked in: the methods, the unseen style, drafts."""
+
+    items: list[Item]
+    ways: list[Way]
+    unseen: list[Item]
+    unseen_ways: list[Way]
+    described: list[Item]
+    drafting_ways: list[Way]
+
+    @property
+    def asked(self) -> int:
+        pairs = (
+            (self.items, self.ways), (self.unseen, self.unseen_ways), (self.described, self.drafting_ways),
+        )  # fmt: skip
+        return sum(len(items) * len(ways) for items, ways in pairs)
+
+
+def drafting_ways(image_tokens: int) -> list[Way]:
+    return [
+        Way(NONE if budget == image_tokens else "ttp", budget, drafts, threshold)
+        for threshold in THRESHOLDS
+        for drafts in DRAFTS
+        for budget in DRAFTING_BUDGETS
+    ]
+
+
+def write_page(path: Path, run: PageRun, asker: Asker, plan: Plan, tick: Tick) -> list[Entry]:
+    """Also draws the plots beside the page. Returns the entries of the methods."""
+    entries = evaluate_ways(asker, plan.items, plan.ways, tick)
+    unseen = evaluate_ways(asker, plan.unseen, plan.unseen_ways, tick)
+    # As many drafts as any row of the table has must be loaded for.
+    drafter = Asker(run.loader.engine(draft_tokens=max(DRAFTS)), run.answers)
+    drafter.ask(plan.drafting_ways, plan.described, tick)
+    drafting = [drafter.entry(way, plan.described) for way in plan.drafting_ways]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(_text(path, run, plan, entries, markdown(unseen), drafting))
+    plot_budgets(path.with_name("accuracy.png"), entries)
+    plot_drafts(path.with_name("acceptance.png"), drafting)
+    return entries
+
+
+def _text(
+    path: Path, run: PageRun, plan: Plan, entries: list[Entry], unseen: str, drafting: list[Entry]
+) -> str:
+    seeds = SEEDS["test"]
+    return _PAGE.format(
+        checkpoint=run.loader.name,
+        scenes=run.scenes,
+        path=path,
+        questions=ITEMS_A_SCENE - 1,
+        items=len(plan.items),
+        test=_seeds("test"),
+        validation=_seeds("validation"),
+        train=_train_seeds(),
+        first=seeds[0],
+        last=seeds[run.scenes - 1],
+        image_tokens=entries[0]["retained_tokens"],
+        threshold=entries[0]["draft_threshold"],
+        drafts=entries[0]["draft_tokens"],
+        methods=markdown(entries),
+        unseen_items=len(plan.unseen),
+        unseen=unseen,
+        drafting_items=len(plan.described),
+        drafting=_drafting(drafting),
+        ablations=_ablations(run.ablations),
+    )
 
 
 def _seeds(split: Split) -> str:
     return f"{SEEDS[split][0]:,} to {SEEDS[split][-1]:,}"
 
 
-def _drafting(loader: Loader, items: Sequence[Item]) -> str:
-    lines = ["| θ | γ | R̄ | acceptance | tokens/round |", "|---|---|---|---|---|"]
-    for threshold in THRESHOLDS:
-        for drafts in DRAFTS:
-            engine = loader.engine(draft_threshold=threshold, draft_tokens=drafts, governor=False)
-            for budget in BUDGETS:
-                entry = evaluate(engine, items, NONE, budget, lambda _: None)
-                lines.append(
-                    f"| {threshold} | {drafts} | {budget} | {entry['acceptance']:.3f} "
-                    f"| {entry['tokens_per_round']:.2f} |"
-                )
-    return "\n".join(lines)
+def _train_seeds() -> int:
+    from model.scenes.compose import TRAIN_SEEDS
+
+    return TRAIN_SEEDS
 
 
-def _plot(path: Path, entries: Sequence[Entry]) -> None:
-    from matplotlib.figure import Figure
+def _drafting(entries: Sequence[Entry]) -> str:
+    columns: list[tuple[str, Callable[[Entry], str]]] = [
+        ("θ", lambda e: f"{e['draft_threshold']:g}"),
+        ("γ", lambda e: str(e["draft_tokens"])),
+        ("R̄", lambda e: str(e["retained_tokens"])),
+        ("acceptance", lambda e: f"{e['acceptance']:.3f}"),
+        ("accepted length", lambda e: f"{e['tokens_per_round']:.2f}"),
+    ]
+    return table([name for name, _ in columns], [[show(e) for _, show in columns] for e in entries])
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    for method in dict.fromkeys(entry["method"] for entry in entries if entry["method"] != NONE):
-        points = sorted((e["retained_tokens"], e["rel_acc"]) for e in entries if e["method"] == method)
-        axes.plot(
-            *zip(*points, strict=True), marker="o", label=method, linewidth=2.5 if method == "ttp" else 1
-        )
-    axes.set(xlabel="visual tokens kept on average (R̄)", ylabel="RelAcc", ylim=(None, 1.02))
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=110)
+
+def _ablations(path: Path) -> str:
+    if not path.exists():
+        return NO_ABLATIONS
+    found = json.loads(path.read_text())
+    return f"{found['about']}\n\n{table(found['columns'], found['rows'])}"

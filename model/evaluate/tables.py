@@ -37,7 +37,11 @@ def _rows(entries: Sequence[Entry]) -> tuple[list[str], list[list[str]]]:
 
 
 def markdown(entries: Sequence[Entry]) -> str:
-    head, rows = _rows(entries)
+    return table(*_rows(entries))
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 

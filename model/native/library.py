@@ -6,6 +6,7 @@ Invariant: every pointer handed over belongs to a tensor that is contiguous, on 
 from __future__ import annotations
 
 import ctypes
+import logging
 from collections.abc import Sequence
 from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_uint64, c_void_p
 from functools import cache
@@ -15,6 +16,9 @@ import torch
 from torch import Tensor
 
 from model.native.build import find_or_compile
+from model.native.pages import Arena, in_lines
+
+log = logging.getLogger(__name__)
 
 DTYPES = (torch.bfloat16, torch.float32)
 
@@ -64,12 +68,17 @@ class Library:
         self._pack = library.twig_pack
         self.lanes = int(library.twig_lanes())
 
-    def pack(self, weight: Tensor) -> Tensor:
+    def packed_elements(self, inputs: int, outputs: int) -> int:
+        return -(-outputs // (2 * self.lanes)) * 2 * self.lanes * inputs
+
+    def packed_bytes(self, weight: Tensor) -> int:
+        return in_lines(self.packed_elements(*weight.shape) * weight.element_size())
+
+    def pack(self, weight: Tensor, arena: Arena) -> Tensor:
         """[inputs, outputs] -> the same in panels of 2 * lanes columns, filled up with zeros."""
         inputs, outputs = weight.shape
         weight = weight.contiguous()
-        panels = -(-outputs // (2 * self.lanes))
-        packed = torch.empty(panels * inputs * 2 * self.lanes, dtype=weight.dtype)
+        packed = arena.take(self.packed_elements(inputs, outputs), weight.dtype)
         threads = torch.get_num_threads()
         self._pack(weight.data_ptr(), inputs, outputs, weight.element_size(), threads, packed.data_ptr())
         return packed
@@ -94,4 +103,8 @@ def int32s(values: Sequence[int]) -> ctypes.Array[c_int32]:
 def load_library() -> Library | None:
     """The kernels for this machine, compiled at the first call; None where that cannot be."""
     path = find_or_compile()
-    return None if path is None else Library(path)
+    try:
+        return None if path is None else Library(path)
+    except OSError as error:  # its OpenMP runtime is not there
+        log.warning("no native kernels, decoding will be slower: %s", error)
+        return None

@@ -7,6 +7,7 @@ Knows the layout of packed weights, not files or compilers.
 
 from __future__ import annotations
 
+import copy
 import ctypes
 from collections.abc import Sequence
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from model.cache import LayerGroup, Offsets
 from model.decoder import DecoderLayer, DecoderShape, Head
 from model.native.library import DTYPES, LayerC, Library, ShapeC, WorkC, int32s, return_free_memory
+from model.native.pages import Arena, in_lines
 
 
 def supports(shape: DecoderShape, dtype: torch.dtype, device: torch.device) -> bool:
@@ -34,6 +36,14 @@ def interleaved(gate_up: Tensor, lanes: int) -> Tensor:
         if rest:
             mixed[:, whole, half, :rest] = part[:, whole * lanes :]
     return mixed.view(hidden, -1)
+
+
+def _packed_bytes(library: Library, layer: DecoderLayer) -> int:
+    """Of a layer's four products; the gates are filled up to whole vectors as their ups are."""
+    lanes, width = library.lanes, layer.gate_up.shape[1] // 2
+    gate_up = library.packed_elements(layer.gate_up.shape[0], -(-width // lanes) * 2 * lanes)
+    others = sum(map(library.packed_bytes, (layer.qkv, layer.out, layer.down)))
+    return others + in_lines(gate_up * layer.gate_up.element_size())
 
 
 def _pointer(tensor: Tensor | None) -> int | None:
@@ -57,6 +67,7 @@ class NativeStack:
             shape.hidden, shape.intermediate, shape.heads, shape.kv_heads, shape.head_dim, 1, shape.norm_eps
         )
         self._kept: list[Tensor | None] = []  # alive as long as the pointers
+        self._arena = Arena(sum(_packed_bytes(library, layer) for layer in layers))
         self._layers = (LayerC * len(layers))(*[self._packed(layer) for layer in layers])
 
     def _packed(self, layer: DecoderLayer) -> LayerC:
@@ -66,7 +77,7 @@ class NativeStack:
         weights["gate_up"] = interleaved(weights["gate_up"], self._library.lanes)
         kept = []
         for name in ("qkv", "out", "gate_up", "down"):
-            kept.append(self._library.pack(weights.pop(name)))
+            kept.append(self._library.pack(weights.pop(name), self._arena))
             return_free_memory()
         kept += [None if bias is None else bias.float() for bias in biases]
         self._kept += kept
@@ -87,6 +98,11 @@ class NativeStack:
         scores = torch.empty(self._shape.heads, self.group.lengths[slot] + x.shape[0])
         self._run(x, cis, [slot], [x.shape[0]], keys_only=True, scores=scores)
         return scores.mean(0)
+
+    def part(self, depth: int, group: LayerGroup) -> NativeStack:
+        part = copy.copy(self)  # the same packed weights
+        part.depth, part.group, part.first = depth, group, 0
+        return part
 
     def _run(
         self,
@@ -133,7 +149,7 @@ class NativeHead:
         self._library, self._eps = library, eps
         self._inputs, self._outputs = weight.shape
         self._bf16 = int(weight.dtype == torch.bfloat16)
-        self._weight = library.pack(weight)
+        self._weight = library.pack(weight, Arena(library.packed_bytes(weight)))
 
     def __call__(self, x: Tensor) -> Tensor:
         logits = torch.empty(x.shape[0], self._outputs)

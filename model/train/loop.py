@@ -1,5 +1,7 @@
 """The training loop that all runs share: stages, learning rate, checkpoints, one JSON line every 50 steps.
 
+On a terminal a bar shows how far it is.
+
 Invariant: a step's data depend on its number alone, so a resumed run equals an uninterrupted one.
 """
 
@@ -7,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +18,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 from torch import nn
+from tqdm import tqdm
 
 LOG_STEPS = 50
 SAVE_S = 120.0
@@ -52,7 +56,7 @@ class Checkpoint:
     def load(self) -> int:
         if not self.path.exists():
             return 0
-        state = torch.load(self.path, weights_only=True)
+        state = torch.load(self.path, weights_only=True, map_location="cpu")
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
         done: int = state["done"]
@@ -75,22 +79,34 @@ def update(optimizer: torch.optim.Optimizer, network: nn.Module, loss: torch.Ten
 
 
 def run_steps(
-    name: str, checkpoint: Checkpoint, done: int, total: int, step: Callable[[int], dict[str, float]]
+    name: str,
+    checkpoint: Checkpoint,
+    done: int,
+    total: int,
+    step: Callable[[int], dict[str, float]],
+    *,
+    save_s: float = SAVE_S,
+    lead: bool = True,
 ) -> None:
-    """Calls `step(n)` for n = done..total-1; each returns figures whose means are printed."""
+    """Calls `step(n)` for n = done..total-1; each returns figures whose means are printed.
+
+    lead: False in the processes of one run that neither print nor save.
+    """
     clock = saved = time.monotonic()
     figures: list[dict[str, float]] = []
-    for number in range(done, total):
-        figures.append(step(number))
-        if (number + 1) % LOG_STEPS == 0:
-            means = {key: round(float(np.mean([f[key] for f in figures])), 4) for key in figures[0]}
-            took = (time.monotonic() - clock) / len(figures)
-            print(
-                json.dumps({"run": name, "step": number + 1, "of": total, **means, "step_s": round(took, 3)}),
-                flush=True,
-            )
-            clock, figures = time.monotonic(), []
-        if time.monotonic() - saved > SAVE_S:
-            checkpoint.save(number + 1)
-            saved = time.monotonic()
-    checkpoint.save(total)
+    with tqdm(total=total, initial=done, desc=name, unit="step", disable=None if lead else True) as bar:
+        for number in range(done, total):
+            figures.append(step(number))
+            bar.update()
+            if lead and (number + 1) % LOG_STEPS == 0:
+                means = {key: round(float(np.mean([f[key] for f in figures])), 4) for key in figures[0]}
+                took = round((time.monotonic() - clock) / len(figures), 3)
+                line = {"run": name, "step": number + 1, "of": total, **means, "step_s": took}
+                bar.write(json.dumps(line))
+                sys.stdout.flush()
+                clock, figures = time.monotonic(), []
+            if lead and time.monotonic() - saved > save_s:
+                checkpoint.save(number + 1)
+                saved = time.monotonic()
+    if lead:
+        checkpoint.save(total)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from model.evaluate.items import ITEMS_A_SCENE
 from model.scenes.compose import TEST_SEEDS, TRAIN_SEEDS
 from model.scenes.words import NOUNS, STYLES
 from model.train.recipe import DROP_LAYER, FORK_LAYER, POOL_SCENES, RETAINED_TOKENS, TWIG_LAYERS
@@ -23,8 +24,8 @@ does badly: look there before you rely on questions or on pruning. Use it for no
 
 ## Figures
 
-{items} items on scenes of seeds {first_seed}.. (training uses {train_seed} and above), one description and
-one question a scene, by `twigserve evaluate`:
+{items} items on scenes of seeds {first_seed}.. (training uses {train_seed} and above), a description and
+{questions} questions a scene, by `twigserve evaluate`:
 
 {table}
 
@@ -66,6 +67,7 @@ def write_card(path: Path, items: int, results: list[dict[str, Any]]) -> None:
     figures = {
         "nouns": len(NOUNS),
         "items": items,
+        "questions": ITEMS_A_SCENE - 1,
         "first_seed": TEST_SEEDS[0],
         "train_seed": TRAIN_SEEDS,
         "table": _table(results),

@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, CLIPVisionModel, GenerationConfig, LlavaForConditionalGeneration
+from transformers import (
+    AutoTokenizer,
+    CLIPVisionModel,
+    GenerationConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedTokenizerFast,
+)
 
 from model.checkpoint import EMBEDDED, EMBEDDED_BASE, EMBEDDED_TWIG, WEIGHTS_FILE, file_sha256, save_twig
 from model.config import TwigConfig
@@ -70,22 +76,32 @@ def write_base(vlm: LlavaForConditionalGeneration, out: Path) -> None:
     vlm.to(torch.bfloat16).save_pretrained(out)
 
 
-def train_twig(paths: Paths, tick: Tick = lambda _: None) -> None:
+def open_base(
+    paths: Paths, tick: Tick = lambda _: None
+) -> tuple[LlavaForConditionalGeneration, PreTrainedTokenizerFast, FeaturePool]:
+    """The trained base in float32, its tokenizer, and the features of its tower."""
     vlm = LlavaForConditionalGeneration.from_pretrained(paths.base, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(paths.base)
     tower = CLIPVisionModel(TOWER_CONFIG)
     tower.load_state_dict(vlm.model.vision_tower.state_dict())
-    run = TwigRun(
-        paths.runs, vlm, _pool(paths, tower.eval(), tick), tokenizer, FORK_LAYER, TWIG_LAYERS, DROP_LAYER
-    )
+    return vlm, tokenizer, _pool(paths, tower.eval(), tick)
+
+
+def train_twig(paths: Paths, tick: Tick = lambda _: None) -> None:
+    vlm, tokenizer, pool = open_base(paths, tick)
+    run = TwigRun(paths.runs, vlm, pool, tokenizer, FORK_LAYER, TWIG_LAYERS, DROP_LAYER)
     run.train()
+    write_twig(run, paths.base, paths.twig, tokenizer)
+
+
+def write_twig(run: TwigRun, base: Path, out: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     config = TwigConfig(
-        fork_layer=FORK_LAYER,
-        twig_layers=TWIG_LAYERS,
-        drop_layer=DROP_LAYER,
+        fork_layer=run.base.fork_layer,
+        twig_layers=len(run.twig.model.layers),
+        drop_layer=run.base.drop_layer,
         retained_tokens=RETAINED_TOKENS,
         base_model=EMBEDDED,
-        base_sha256=file_sha256(paths.base / WEIGHTS_FILE),
+        base_sha256=file_sha256(base / WEIGHTS_FILE),
     )
     state = {name: weight.to(torch.bfloat16) for name, weight in run.twig.state_dict().items()}
-    save_twig(paths.twig, state, text_config(tokenizer), config)
+    save_twig(out, state, text_config(tokenizer), config)

@@ -14,6 +14,17 @@ local GROUP, CONSUMER = 'workers', 'worker'
 local MAX_WAKES = 256
 local SLACK_S = 60 -- between a deadline and the end of what is kept for the job
 
+-- Names what is in this server: the first name offered to an empty one, behind the name of the server's own
+-- life. Another name than before: all was lost, or (a restart, a failover) the last writes may have been.
+-- offered: never used before, or the data that is lost and the new data could have the same name.
+local function data_name(offered)
+  local key = PREFIX .. 'generation'
+  if redis.call('EXISTS', key) == 0 then redis.pcall('SET', key, offered) end -- a full server does not take it
+  local about = redis.pcall('INFO', 'server') -- a managed server may keep it to itself
+  local life = type(about) == 'string' and string.match(about, 'run_id:(%w+)') or ''
+  return life .. ':' .. (redis.call('GET', key) or '')
+end
+
 local function job_key(id) return PREFIX .. 'job:' .. id end
 local function idempotency_key(key) return PREFIX .. 'idempotency:' .. key end
 local function events_key(id) return PREFIX .. 'events:' .. id end

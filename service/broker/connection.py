@@ -37,7 +37,7 @@ _AWAY = (
     OSError,
 )
 # Errors that redis-py has no class for, or that Redis 6.2 wraps when they come out of a script.
-_NOT_NOW = re.compile(r"(^|-)(NOREPLICAS|MISCONF|READONLY|OOM|MASTERDOWN|LOADING|TRYAGAIN) ")
+_NOT_NOW = re.compile(r"(^|-)(NOREPLICAS|UNBLOCKED|MISCONF|READONLY|OOM|MASTERDOWN|LOADING|TRYAGAIN) ")
 _GATEWAY_CONNECTIONS = 64
 _SHARED_LUA = ("common", "ledger", "fair", "life")  # each uses what stands before it
 
@@ -67,13 +67,14 @@ def server_version(settings: RedisSettings) -> tuple[int, ...]:
     return tuple(int(part) for part in str(told).split(".") if part.isdecimal())
 
 
-def async_client(settings: RedisSettings) -> redis.asyncio.Redis:
+def async_client(settings: RedisSettings, **overrides: Any) -> redis.asyncio.Redis:
     """Its pool makes a burst of requests wait for a connection instead of refusing them."""
     url, options = settings.url.get_secret_value(), _options(settings)
     options |= {
         "max_connections": _GATEWAY_CONNECTIONS,
         "timeout": settings.command_timeout_s,
         "retry": AsyncRetry(NoBackoff(), 0),
+        **overrides,
     }
     behind = parse_redis_url(url)
     if behind is not None:

@@ -1,9 +1,10 @@
 """The jobs that this gateway accepted and has not seen end: put back into a server that lost them.
 
-Invariant: a job is held from its acceptance to its end, with every event that this gateway read of it, so a
-server that comes back empty, or behind, gets it back as far as its client had been told of it; what it may
-not contain is decided by `restore.lua`, in the server. The bound on held bytes comes before the promise: over
-it a job rests on the server's own persistence alone. A gateway that dies takes its holdings with it.
+Invariant: a job is held from its acceptance until its end was read here (or was there to be polled for a
+while), with every event that this gateway read of it, so a server that comes back empty, or behind, gets it
+back as far as its client had been told of it; what it may not contain is decided by `restore.lua`, in the
+server. The bound on held bytes comes before the promise: over it a job rests on the server's own persistence
+alone. A gateway that dies takes its holdings with it.
 Knows nothing of connections (`call` runs a script) and of waiters (`lost` tells them).
 """
 
@@ -25,7 +26,9 @@ from service.protocol import TERMINAL, Event, Job
 log = logging.getLogger("twigserve.broker")
 
 CHECK_S = 1.0
-LOST_AFTER_S = 5.0  # another gateway may put the job back
+LOST_AFTER_S = 10.0  # another gateway may put the job back
+READ_WITHIN_S = 10.0  # how long a result that nobody waited for is held: who polls has it by then
+_AGAIN_S = 0.2
 MAX_HELD_BYTES = 256 * 1024 * 1024
 _BATCH = 256
 _KEEP_S = 60.0
@@ -35,7 +38,7 @@ Call = Callable[..., Awaitable[Any]]
 
 @dataclass
 class Held:
-    """until: monotonic; after it the queue itself ends the job."""
+    """until: monotonic; after it the queue itself ends the job, or its result has been read."""
 
     job: Job
     blobs: Mapping[str, bytes]
@@ -84,8 +87,7 @@ class Custody:
         self._held_bytes = 0
         self._disowned: list[str] = []
         self._missing_since: dict[str, float] = {}
-        self._name = uuid.uuid4().hex
-        self._data: bytes | None = None  # the name of the data that was there at the last look
+        self._data: bytes | None = None  # its name at the last look
         self._lost_at = -math.inf
         self._task: asyncio.Task[None] | None = None
 
@@ -137,13 +139,14 @@ class Custody:
 
     async def _run(self) -> None:
         while True:
-            await asyncio.sleep(CHECK_S)
+            pause_s = CHECK_S
             try:
                 await self.check()
             except BrokerUnavailable:
-                pass  # whoever needs the server now says so
+                pause_s = _AGAIN_S  # whoever needs the server now says so
             except Exception:  # this task must outlive its own defects, or no job is put back any more
                 log.exception("custody failed")
+            await asyncio.sleep(pause_s)
 
     async def check(self) -> None:
         """Looks once for every job that is held or awaited here."""
@@ -167,22 +170,37 @@ class Custody:
     async def data_was_lost(self) -> bool:
         """Just now: what is missing may still be put back, here or by another gateway."""
         await self._survey()
+        return self.in_doubt()
+
+    def in_doubt(self) -> bool:
+        """As `data_was_lost`, by the last look."""
         return self._clock() - self._lost_at < LOST_AFTER_S
 
-    async def _survey(self, *job_ids: str) -> list[Any]:
-        reply: list[Any] = await self._call("survey", self._name, *job_ids)
-        data, answers = reply[0], reply[1:]
-        if self._data is not None and data != self._data:
+    def see_data(self, name: bytes) -> None:
+        """name: `data_name` in common.lua."""
+        if self._data is not None and name != self._data:
             self._lost_at = self._clock()
-        self._data = data
-        return answers
+        self._data = name
+
+    async def _survey(self, *job_ids: str) -> list[Any]:
+        try:
+            reply: list[Any] = await self._call("survey", new_name(), *job_ids)
+        except BrokerUnavailable:
+            if self._data is None:
+                self._data = b""  # what is there when the server comes back may be less than there was
+            raise
+        self.see_data(reply[0])
+        return reply[1:]
 
     async def _is_missing(self, job_id: str, known: list[Any]) -> bool:
         """known: of survey.lua. Puts it back where that can be done."""
         held = self._held.get(job_id)
         if held is None:
             return not known
-        if known and known[0].decode() in TERMINAL:
+        state = known[0].decode() if known else ""
+        if state == "done":
+            held.until = min(held.until, self._clock() + READ_WITHIN_S)
+        elif state in TERMINAL:
             self._drop(job_id)
         elif not known or held.knows_more(known[1], known[2].decode()):
             await self._put_back(held)
@@ -197,6 +215,10 @@ class Custody:
             await self._call("withdraw", job_id)
             if job_id in self._disowned:
                 self._disowned.remove(job_id)
+
+
+def new_name() -> str:
+    return uuid.uuid4().hex
 
 
 def key_and_fingerprint(idempotency: Idempotency | None) -> tuple[str, str]:

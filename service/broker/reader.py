@@ -12,12 +12,10 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
-
-import redis.asyncio
 
 from service.broker.base import BrokerError, BrokerUnavailable, Diverged, Unreadable
 from service.broker.connection import translated
+from service.broker.line import Line
 from service.protocol import Event, Keys
 
 log = logging.getLogger("twigserve.broker")
@@ -68,13 +66,13 @@ class EventReader:
 
     def __init__(
         self,
-        client: redis.asyncio.Redis,
+        line: Line,
         keys: Keys,
         inbox: str,
         backoff_max_s: float,
         seen: Callable[[str, Event], None],
     ) -> None:
-        self._client = client
+        self._line = line
         self._keys = keys
         self._inbox = inbox
         self._inbox_cursor = "0-0"
@@ -93,6 +91,7 @@ class EventReader:
             self._task.cancel()
             await asyncio.wait({self._task}, timeout=_CANCEL_AGAIN_S)
         self.release()
+        await self._line.close()
 
     @contextmanager
     def waiting(self, job_id: str, cursor: tuple[int, int]) -> Iterator[Waiter]:
@@ -133,7 +132,7 @@ class EventReader:
                 await asyncio.sleep(_BACKOFF_FIRST_S)
 
     async def _read(self) -> None:
-        streams: dict[Any, Any] = {self._inbox: self._inbox_cursor}
+        streams = {self._inbox: self._inbox_cursor}
         jobs: dict[bytes, tuple[str, tuple[int, int]]] = {}
         for job_id, waiters in self._waiters.items():
             cursors = [waiter.cursor for waiter in waiters if not waiter.failed]
@@ -144,7 +143,9 @@ class EventReader:
             streams[key] = f"{cursor[0]}-{cursor[1]}"
             jobs[key.encode()] = job_id, cursor
         with translated():
-            reply: Any = await self._client.xread(streams, count=BATCH, block=BLOCK_MS)
+            reply = await self._line.ask(
+                *("XREAD", "COUNT", BATCH, "BLOCK", BLOCK_MS, "STREAMS"), *streams, *streams.values()
+            )
         for key, entries in reply or ():
             if key in jobs:
                 self._route(*jobs[key], entries)
@@ -152,12 +153,12 @@ class EventReader:
                 self._inbox_cursor = entries[-1][0].decode()
 
     def _route(
-        self, job_id: str, read_from: tuple[int, int], entries: list[tuple[bytes, dict[bytes, bytes]]]
+        self, job_id: str, read_from: tuple[int, int], entries: list[tuple[bytes, list[bytes]]]
     ) -> None:
         waiters = self._waiters.get(job_id, ())
         for _, fields in entries:
             try:
-                event = Event.decode(fields[b"e"])
+                event = Event.decode(fields[1])
             except ValueError as error:  # the other jobs of this read are not to blame
                 log.error("unreadable event", extra={"job_id": job_id, "error": str(error)})
                 self.fail(job_id, Unreadable(f"event of {job_id}: {type(error).__name__}"))

@@ -31,8 +31,9 @@ from service.broker.connection import (
     translated,
     without_memory,
 )
-from service.broker.custody import Custody, key_and_fingerprint
-from service.broker.reader import EventReader
+from service.broker.custody import Custody, key_and_fingerprint, new_name
+from service.broker.line import Command, Line, Script
+from service.broker.reader import BLOCK_MS, EventReader
 from service.broker.sentinel import close_sentinels
 from service.protocol import (
     TERMINAL,
@@ -50,7 +51,7 @@ log = logging.getLogger("twigserve.broker")
 
 _SCRIPTS = (
     *("spend", "admit", "give_back", "submit", "withdraw", "cancel", "expire"),
-    *("stats", "survey", "restore"),
+    *("stats", "survey", "keyed", "restore"),
 )
 _HOLD_MS = 60_000  # how long a reservation may lack its job
 _INBOX_TTL_S = 3600
@@ -65,12 +66,16 @@ class RedisGatewayBroker:
         self._settings = settings
         self._keys = Keys(settings.shard)
         self._client = async_client(settings)
+        self._lines_client = async_client(settings, socket_timeout=None)
+        self._line = Line(self._lines_client, settings.command_timeout_s)
         self._header = script_header(self._keys, settings)
-        self._scripts = {name: self._client.register_script(script_source(name)) for name in _SCRIPTS}
+        self._scripts = {name: Script(script_source(name)) for name in _SCRIPTS}
+        self._submit_apart = self._client.register_script(script_source("submit"))
         self._inbox = self._keys.inbox(uuid.uuid4().hex)
         self._custody = Custody(self._run, self._awaited, self._lost, settings.job_ttl_s)
+        blocking = Line(self._lines_client, settings.command_timeout_s + BLOCK_MS / 1000)
         self._reader = EventReader(
-            self._client, self._keys, self._inbox, settings.backoff_max_s, self._custody.see
+            blocking, self._keys, self._inbox, settings.backoff_max_s, self._custody.see
         )
 
     async def start(self) -> None:
@@ -80,16 +85,17 @@ class RedisGatewayBroker:
     async def close(self) -> None:
         await self._custody.stop()
         await self._reader.stop()
-        await self._client.aclose()
-        await close_sentinels(self._client)
+        await self._line.close()
+        for client in (self._client, self._lines_client):
+            await client.aclose()
+            await close_sentinels(client)
 
     def release(self) -> None:
         self._reader.release()
 
     async def ping(self) -> None:
         with translated():
-            pong: Any = self._client.ping()
-            await pong
+            await self._line.ask("PING")
 
     async def spend_request(self, owner: str, per_minute: int) -> Rate:
         allowed, remaining, full_ms, one_ms = await self._run("spend", owner, per_minute)
@@ -134,8 +140,9 @@ class RedisGatewayBroker:
         if not self._settings.min_replicas:
             return bool(await self._run("submit", *args))
         async with self._client.client() as alone:  # WAIT speaks of what its own connection has written
-            added = bool(await self._run("submit", *args, client=alone))
             with translated():
+                own = [*self._header, *args]
+                added = bool(await self._submit_apart(keys=[self._keys.jobs], args=own, client=alone))
                 timeout_ms = int(self._settings.replica_timeout_s * 1000)
                 replicas = await alone.wait(self._settings.min_replicas, timeout_ms)
         if replicas < self._settings.min_replicas:
@@ -149,10 +156,13 @@ class RedisGatewayBroker:
             self._custody.disown(job)
 
     async def keyed_job(self, key: str) -> KeyedJob | None:
-        with translated():
-            fields: Any = self._client.hmget(self._keys.idempotency(key), ["job", "fingerprint"])
-            job_id, fingerprint = await fields
-        return None if job_id is None else KeyedJob(job_id.decode(), fingerprint.decode())
+        data, *holder = await self._run("keyed", new_name(), key)
+        self._custody.see_data(data)
+        if holder:
+            return KeyedJob(holder[0].decode(), holder[1].decode())
+        if self._custody.in_doubt():
+            raise _data_lost()
+        return None
 
     async def events(self, job_id: str, after: str | None = None) -> AsyncGenerator[Event, None]:
         cursor = (0, 0) if after is None else parse_event_id(after)
@@ -176,15 +186,13 @@ class RedisGatewayBroker:
         return float(await self._run("expire", job_id)) / 1000
 
     async def status(self, job_id: str) -> JobStatus | None:
+        names = ("job", "state", "attempt", "seq", "cancel", "terminal", "deadline")
         with translated():
-            pipe = self._client.pipeline(transaction=False)
-            names = ("job", "state", "attempt", "seq", "cancel", "terminal", "deadline")
-            pipe.hmget(self._keys.job(job_id), names)
-            pipe.time()
-            (job, state, attempt, seq, cancel, terminal, deadline), clock = await pipe.execute()
+            fields, clock = await self._all(("HMGET", self._keys.job(job_id), *names), ("TIME",))
+        job, state, attempt, seq, cancel, terminal, deadline = fields
         if state is None:
             return await self._missing(job_id)
-        left_s = int(deadline) / 1000 - clock[0] - clock[1] / 1e6 if deadline else None
+        left_s = int(deadline) / 1000 - int(clock[0]) - int(clock[1]) / 1e6 if deadline else None
         with _readable(job_id):
             ended = Event.decode(terminal) if terminal else None
             known = Job.decode(job)
@@ -192,15 +200,13 @@ class RedisGatewayBroker:
 
     async def workers(self) -> list[WorkerInfo]:
         with translated():
-            members: Any = self._client.smembers(self._keys.workers)
-            ids = sorted(member.decode() for member in await members)
+            ids = sorted(member.decode() for member in await self._line.ask("SMEMBERS", self._keys.workers))
             if not ids:
                 return []
-            raws: Any = await self._client.mget([self._keys.worker(worker_id) for worker_id in ids])
+            raws = await self._line.ask("MGET", *(self._keys.worker(worker_id) for worker_id in ids))
             gone = [worker_id for worker_id, raw in zip(ids, raws, strict=True) if raw is None]
             if gone:
-                removal: Any = self._client.srem(self._keys.workers, *gone)
-                await removal
+                await self._line.ask("SREM", self._keys.workers, *gone)
         return [info for raw in raws if raw is not None and (info := _worker_info(raw)) is not None]
 
     async def queue_stats(self) -> QueueStats:
@@ -213,11 +219,13 @@ class RedisGatewayBroker:
         A full server takes no wake; then the waiter joins when the open read ends by itself.
         """
         with translated():
-            pipe = self._client.pipeline(transaction=False)
-            pipe.xadd(self._inbox, {"w": "1"}, maxlen=1, approximate=False)
-            pipe.expire(self._inbox, _INBOX_TTL_S)
-            pipe.hmget(self._keys.job(job_id), ["state", "seq"])
-            wake, _, fields = await pipe.execute(raise_on_error=False)
+            wake, _, fields = await self._line.ask_all(
+                (
+                    ("XADD", self._inbox, "MAXLEN", 1, "*", "w", "1"),
+                    ("EXPIRE", self._inbox, _INBOX_TTL_S),
+                    ("HMGET", self._keys.job(job_id), "state", "seq"),
+                )
+            )
             for reply in (wake, fields):
                 if isinstance(reply, Exception) and not without_memory(reply):
                     raise reply
@@ -235,7 +243,7 @@ class RedisGatewayBroker:
             attempt = held.events[-1].attempt if held.events else 0
             return JobStatus(held.job, "queued", attempt, len(held.events), False, None)
         if await self._custody.data_was_lost():
-            raise BrokerUnavailable("the server lost its data: jobs may still be put back")
+            raise _data_lost()
         return None
 
     def _awaited(self) -> list[str]:
@@ -244,16 +252,26 @@ class RedisGatewayBroker:
     def _lost(self, job_id: str) -> None:
         self._reader.fail(job_id, JobNotFound(job_id))
 
-    async def _run(self, name: str, *args: str | bytes | int, client: Any = None) -> Any:
+    async def _all(self, *commands: Command) -> list[Any]:
+        replies = await self._line.ask_all(commands)
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise reply
+        return replies
+
+    async def _run(self, name: str, *args: str | bytes | int) -> Any:
         try:
             with translated():
-                return await self._scripts[name](
-                    keys=[self._keys.jobs], args=[*self._header, *args], client=client
-                )
+                return await self._line.run(self._scripts[name], self._keys.jobs, *self._header, *args)
         except BrokerUnavailable as error:
             if met_a_replica(error):
+                self._line.drop()
                 await self._client.connection_pool.disconnect()
             raise
+
+
+def _data_lost() -> BrokerUnavailable:
+    return BrokerUnavailable("the server lost its data: jobs may still be put back")
 
 
 @contextmanager

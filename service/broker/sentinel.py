@@ -47,5 +47,7 @@ def _redis_options(url: SentinelUrl, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _sentinel_options(url: SentinelUrl, options: dict[str, Any]) -> dict[str, Any]:
-    timeouts = {name: options[name] for name in ("socket_connect_timeout", "socket_timeout")}
+    connect_s = options["socket_connect_timeout"]
+    # Always one: a sentinel that says nothing must not keep the others from being asked.
+    timeouts = {"socket_connect_timeout": connect_s, "socket_timeout": options["socket_timeout"] or connect_s}
     return timeouts | {"password": url.sentinel_password, "ssl": url.tls}

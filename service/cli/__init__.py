@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from service.cli import describe, doctor, evaluating, keys, local, models, probes, serving
+from service.cli import describe, doctor, evaluating, keys, local, models, probes, serving, training
 
 HELP = {"help_option_names": ["-h", "--help"]}
 USE, PRODUCTION, MODELS = "To use", "In production", "Models"
@@ -31,9 +31,11 @@ app.command(rich_help_panel=MODELS)(local.verify)
 app.command(rich_help_panel=MODELS)(local.bench)
 app.command(rich_help_panel=MODELS)(evaluating.evaluate)
 
-train = typer.Typer(no_args_is_help=True, help="Makes the embedded model: base, then twig. Resumable.")
-train.command("base")(local.train_base)
-train.command("twig")(local.train_twig)
+train = typer.Typer(
+    no_args_is_help=True, help="Makes the embedded model, base and twig, or a twig for your base. Resumable."
+)
+train.command("base")(training.train_base)
+train.command("twig")(training.train_twig)
 app.add_typer(train, name="train", rich_help_panel=MODELS)
 
 api_keys = typer.Typer(no_args_is_help=True, help="API keys: a file of hashes that gateways read.")

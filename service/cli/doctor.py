@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
@@ -54,13 +53,12 @@ def _findings(settings: WorkerSettings, gateway: GatewaySettings) -> Iterator[Fi
 
 def _engine_findings(settings: WorkerSettings) -> Iterator[Finding]:
     from model.machine import checkpoint_bytes, torch_facts
-    from model.native.build import find
     from service import doctor as look
 
     facts = torch_facts()
     yield look.gpu(facts.gpus, facts.cuda_build, facts.auto_dtype)
     if not facts.gpus:
-        yield look.kernels(find() is not None, shutil.which("g++"))
+        yield look.kernels(facts.kernels)
     try:
         weights_bytes = checkpoint_bytes(settings.vlm, settings.twig)
     except (OSError, ValueError) as error:

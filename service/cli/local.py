@@ -1,16 +1,14 @@
-"""The commands that run a model here, without any service: bench, verify, train."""
+"""The commands that run a model here, without any service: bench, verify."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from service.cli.evaluating import Art
 from service.cli.options import (
     Device,
     DropLayer,
@@ -20,9 +18,6 @@ from service.cli.options import (
     given,
     plain_errors,
 )
-
-if TYPE_CHECKING:
-    from model.train.recipe import Paths, Tick
 
 
 def bench(
@@ -34,7 +29,10 @@ def bench(
     batch: Annotated[list[int] | None, typer.Option(min=1, help="Repeatable; 1 and 8 by default.")] = None,
     max_tokens: int = 128,
     threads: int = 2,
-    dtype: str = "bfloat16",
+    dtype: Annotated[str, typer.Option(help="Of our side.")] = "auto",
+    generate_dtype: Annotated[
+        str, typer.Option(help="Of the other side; `fastest` is measured.")
+    ] = "fastest",
     repeats: int = 3,
     retained_tokens: Annotated[int | None, typer.Option(help="R-bar of ttp; tier `fast` by default.")] = None,
     memory: Annotated[
@@ -47,7 +45,9 @@ def bench(
 ) -> None:
     """Our engine against transformers' generate, on the same weights in the same run."""
     if memory:
-        _bench_memory(as_json, vlm, twig, dtype, max_tokens, retained_tokens)
+        _bench_memory(
+            as_json, vlm, twig, "bfloat16" if dtype == "auto" else dtype, max_tokens, retained_tokens
+        )
         return
     with plain_errors():
         from model.bench import BenchConfig, print_table, run_bench
@@ -60,6 +60,7 @@ def bench(
             max_tokens=max_tokens,
             threads=threads,
             dtype=dtype,
+            generate_dtype=generate_dtype,
             repeats=repeats,
             retained_tokens=retained_tokens,
         )
@@ -138,30 +139,3 @@ def _progress_bar() -> Iterator[Callable[[str, float], None]]:
                 typer.echo(f"{share:4.0%} {line}", err=True)
 
         yield show
-
-
-Runs = Annotated[Path, typer.Option(help="Checkpoints and caches; a run resumes from what is here.")]
-Out = Annotated[Path | None, typer.Option(help="Where the weights go; the package's own folder by default.")]
-
-
-def train_base(sprites: Art = Path("data/sprites.npy"), runs: Runs = Path("runs"), out: Out = None) -> None:
-    """Vision tower, then projector and decoder: hours on two cores."""
-    from model.train.recipe import train_base as run
-
-    _train(run, sprites, runs, out)
-
-
-def train_twig(sprites: Art = Path("data/sprites.npy"), runs: Runs = Path("runs"), out: Out = None) -> None:
-    """The twig on the frozen base."""
-    from model.train.recipe import train_twig as run
-
-    _train(run, sprites, runs, out)
-
-
-def _train(run: Callable[[Paths, Tick], None], sprites: Path, runs: Path, out: Path | None) -> None:
-    from tqdm import tqdm
-
-    from model.train.recipe import POOL_SCENES, paths
-
-    with plain_errors(), tqdm(total=POOL_SCENES, unit="scene", desc="features", disable=None) as bar:
-        run(paths(sprites, runs, out), bar.update)

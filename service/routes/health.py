@@ -1,14 +1,16 @@
 """`/livez`, `/readyz`, `/metrics`: what orchestrators and Prometheus ask.
 
 Invariant: `/livez` depends on nothing but this process; `/readyz` is 200 exactly while a job could run.
+A load balancer that drops what is not ready asks `/readyz?without_workers=true`: no worker is no gateway's
+fault, and only a gateway can say so (503 with Retry-After) and hand out the results of earlier jobs.
 """
 
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, Field
 
@@ -39,10 +41,17 @@ async def livez() -> Alive:
     return Alive(status="alive")
 
 
-@router.get("/readyz", summary="Is the queue reachable and a worker ready?", responses=error_responses(503))
-async def readyz(request: Request) -> Ready:
+@router.get(
+    "/readyz",
+    summary="Is the queue reachable and a worker ready?",
+    responses=error_responses(400, 503),
+)
+async def readyz(
+    request: Request,
+    without_workers: Annotated[bool, Query(description="Ask for the queue alone.")] = False,
+) -> Ready:
     gateway: Gateway = request.app.state.gateway
-    _, workers = await gateway.ready()
+    _, workers = await gateway.ready(without_workers=without_workers)
     models = sorted({worker.card.model_id for worker in workers})
     return Ready(status="ready", workers=len(workers), models=models)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -10,9 +11,10 @@ from typing import Any
 import pytest
 
 from service.broker.redis import RedisGatewayBroker, RedisWorkerBroker
+from service.embedded_redis import EmbeddedRedis
 from service.protocol import Event, Job, TokenData
 from service.settings import RedisSettings
-from tests.redis_fixture import redis_server, redis_settings  # noqa: F401
+from tests.redis_fixture import redis_server, redis_settings, short_settings  # noqa: F401
 
 WorkerFactory = Callable[..., RedisWorkerBroker]
 
@@ -42,6 +44,19 @@ def new_worker(redis_settings: RedisSettings) -> Iterator[WorkerFactory]:  # noq
 @pytest.fixture
 def worker(new_worker: WorkerFactory) -> RedisWorkerBroker:
     return new_worker()
+
+
+@contextlib.asynccontextmanager
+async def own_server() -> AsyncIterator[tuple[EmbeddedRedis, RedisGatewayBroker, RedisWorkerBroker]]:
+    with EmbeddedRedis() as server:
+        settings = short_settings(server.url)
+        gateway, worker = RedisGatewayBroker(settings), RedisWorkerBroker(settings)
+        await gateway.start()
+        try:
+            yield server, gateway, worker
+        finally:
+            await gateway.close()
+            worker.close()
 
 
 def make_job(**fields: Any) -> Job:

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+import service.broker.reader
 from service.broker.base import JobNotFound
 from service.broker.redis import RedisGatewayBroker, RedisWorkerBroker
 from service.protocol import Event, ImageRef, ModelCard, WorkerInfo
@@ -22,7 +23,7 @@ CARD = ModelCard.model_validate(
 
 
 async def collect(gateway: RedisGatewayBroker, job_id: str, after: str | None = None) -> list[Event]:
-    async with asyncio.timeout(30), contextlib.aclosing(gateway.events(job_id, after)) as events:
+    async with asyncio.timeout(60), contextlib.aclosing(gateway.events(job_id, after)) as events:
         return [event async for event in events]
 
 
@@ -94,9 +95,10 @@ async def test_events_arrive_in_order_and_end_with_the_job(
 
 
 async def test_a_new_waiter_does_not_wait_for_the_blocked_read(
-    gateway: RedisGatewayBroker, worker: RedisWorkerBroker
+    gateway: RedisGatewayBroker, worker: RedisWorkerBroker, monkeypatch: pytest.MonkeyPatch
 ):
-    """The reader blocks up to two seconds on the streams it knows; a new one must interrupt it."""
+    """The reader blocks for seconds on the streams it knows; a new one must interrupt it."""
+    monkeypatch.setattr(service.broker.reader, "BLOCK_MS", 8000)
     idle, busy = make_job(), make_job()
     await gateway.submit(idle, {})
     waiting = asyncio.create_task(collect(gateway, idle.id))
@@ -106,7 +108,7 @@ async def test_a_new_waiter_does_not_wait_for_the_blocked_read(
     worker.finish(lease, [done(1, 1)])
     begin = time.monotonic()
     assert len(await collect(gateway, busy.id)) == 1
-    assert time.monotonic() - begin < 1.5  # the block is two seconds
+    assert time.monotonic() - begin < 7
     worker.finish(idle_lease, [done(1, 1)])
     assert len(await waiting) == 1
 
@@ -124,7 +126,7 @@ async def test_a_waiter_that_joins_an_open_read_misses_nothing(
         await asyncio.sleep(0.05)  # the reader blocks again, behind 1-2
         with gateway._reader.waiting(job.id, (0, 0)) as late:  # not announced: the open read must serve it
             worker.publish(lease, [token(1, 3, 9)])
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 assert [(await late.next()).seq for _ in range(3)] == [1, 2, 3]
                 assert (await anext(ahead)).seq == 3
     worker.finish(lease, [done(1, 4)])
@@ -166,7 +168,7 @@ async def test_stats_and_heartbeats(gateway: RedisGatewayBroker, worker: RedisWo
     info = WorkerInfo(worker_id="w", started_at=1.0, card=CARD, max_slots=8, free_slots=7)
     worker.heartbeat(info, ttl_s=30)
     worker.heartbeat(info.model_copy(update={"worker_id": "brief"}), ttl_s=0.05)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while (alive := await gateway.workers()) != [info]:  # noqa: ASYNC110 - a TTL announces nothing
             await asyncio.sleep(0.02)
     assert alive == [info]

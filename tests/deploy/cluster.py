@@ -43,6 +43,19 @@ class Cluster:
         """The workloads whose pods carry these labels."""
         return [one for one in self.workloads() if labels.items() <= pod_labels(one).items()]
 
+    def chosen(self, selector: Object) -> list[Object]:
+        """The workloads whose pods a label selector picks, by labels or by expressions."""
+        return [
+            one
+            for one in self.selected(selector.get("matchLabels", {}))
+            if all(_fits(rule, pod_labels(one)) for rule in selector.get("matchExpressions", ()))
+        ]
+
+
+def _fits(rule: Object, labels: dict[str, str]) -> bool:
+    assert rule["operator"] == "In", rule
+    return labels.get(rule["key"]) in rule["values"]
+
 
 def pod(workload: Object) -> Object:
     spec: Object = workload["spec"]["template"]["spec"]

@@ -51,12 +51,17 @@ async def test_probes_and_scrapes_are_answered(client: httpx.AsyncClient) -> Non
     paths = {probe["path"] for probe in find(main, "httpGet")} | {
         end["path"] for one in cluster.all("ServiceMonitor") for end in one["spec"]["endpoints"]
     }
-    assert paths == INSIDE
-    assert {path: (await client.get(path)).status_code for path in sorted(paths)} == {
-        "/livez": 200,
-        "/metrics": 200,
-        "/readyz": 503,  # no worker here
-    }
+    assert {path.partition("?")[0] for path in paths} == INSIDE
+    # There is no worker here, which must take no gateway out of the Service.
+    assert {path: (await client.get(path)).status_code for path in paths} == dict.fromkeys(paths, 200)
+    assert (await client.get("/readyz")).status_code == 503
+
+
+def test_gateways_stay_in_the_service_when_all_workers_are_away(cluster: Cluster) -> None:
+    """Caught once: every gateway unready for want of a worker, so that clients got the ingress's bare 503."""
+    readiness = main_container(cluster, "twigserve-gateway")["readinessProbe"]
+    assert isinstance(readiness, dict)
+    assert readiness["httpGet"]["path"] == "/readyz?without_workers=true"
 
 
 async def test_the_ingress_offers_every_public_path_and_none_of_the_others(

@@ -63,6 +63,12 @@ def test_only_the_cpu_image_is_held_to_the_pinned_torch() -> None:
     assert pinned == {"worker-cpu": True, "worker-cuda": False}
 
 
+def test_the_cpu_worker_carries_kernels_and_no_compiler() -> None:
+    runs = " ".join(inherited("build-worker-cpu", "RUN"))
+    assert runs.index("g++") < runs.index("-m model.native.build")
+    assert not [stage.name for stage in lineage("worker-cpu") if "g++" in " ".join(stage.all("RUN"))]
+
+
 def test_every_image_can_be_pinned_and_has_labels() -> None:
     known = stages()
     for image in IMAGES:

@@ -111,7 +111,7 @@ def _ports(cluster: Cluster, subject: Object, way: str, end: str, peer: Object) 
 
 
 def _subjects(cluster: Cluster, policy: Object) -> list[Object]:
-    return cluster.selected(policy["spec"]["podSelector"].get("matchLabels", {}))
+    return cluster.chosen(policy["spec"]["podSelector"])
 
 
 def _numbers(workload: Object, ports: set[str | int]) -> set[str | int]:
@@ -139,3 +139,39 @@ def test_policies_let_both_sides_reach_a_redis_outside(cluster: Cluster) -> None
         (rule,) = policy["spec"]["egress"]
         assert "ipBlock" in rule["to"][0]
         assert not [one for one in cluster.objects if one["metadata"]["name"] == "twigserve-redis"]
+
+
+def test_names_are_looked_up_by_those_that_need_to_alone(cluster: Cluster) -> None:
+    """A port 53 for everybody would be Redis's only way out."""
+    policy = cluster.get("NetworkPolicy", "allow-dns")
+    assert policy is not None
+    assert _subjects(cluster, policy) == cluster.all("Deployment")
+    (rule,) = policy["spec"]["egress"]
+    assert {(port["protocol"], port["port"]) for port in rule["ports"]} == {("UDP", 53), ("TCP", 53)}
+
+
+def sources(cluster: Cluster, workload: Object) -> set[tuple[str, str | int]]:
+    """(namespace, or component of ours, and port) that may connect to these pods."""
+    found = set()
+    for policy in cluster.all("NetworkPolicy"):
+        if workload not in _subjects(cluster, policy):
+            continue
+        for rule in policy["spec"].get("ingress", ()):
+            for peer in rule["from"]:
+                labels = next(iter(peer.values()))["matchLabels"]
+                name = labels.get("kubernetes.io/metadata.name") or labels["app.kubernetes.io/component"]
+                found |= {(name, port["port"]) for port in rule["ports"]}
+    return found
+
+
+def test_every_flow_that_is_needed_is_allowed_and_no_other(cluster: Cluster) -> None:
+    scraped = bool(cluster.all("PodMonitor"))
+    wanted = {
+        "twigserve-gateway": {("ingress-nginx", "http")} | ({("monitoring", "http")} if scraped else set()),
+        "twigserve-worker": {("monitoring", "metrics")} if scraped else set(),
+        "twigserve-redis": {("gateway", "redis"), ("worker", "redis")}
+        | ({("keda", "redis")} if cluster.all("ScaledObject") else set()),
+    }
+    for workload in cluster.workloads():
+        name = workload["metadata"]["name"]
+        assert sources(cluster, workload) == wanted[name], name

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import pytest
 from loadtest.cluster.fleet import GATEWAYS, HOSTS, Fleet
 from loadtest.cluster.network import Network, NotPossibleError
 from loadtest.cluster.traffic import Request, Tally, Traffic
+from tests.deploy.topology import await_true
 
 
 def test_without_root_it_says_so_and_makes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -19,6 +23,28 @@ def test_without_root_it_says_so_and_makes_nothing(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(NotPossibleError, match="sudo"), Network(HOSTS):
         pass
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("ip") is None, reason="needs root and iproute2")
+def test_a_terminated_rehearsal_leaves_no_host_behind() -> None:
+    """Caught once: SIGTERM ended it on the spot, and eight namespaces with their processes stayed."""
+    rehearsal = subprocess.Popen([sys.executable, "-m", "loadtest.cluster"], stderr=subprocess.DEVNULL)
+    mine = f"tw{rehearsal.pid}-"
+
+    def hosts() -> list[str]:
+        listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True)
+        return [line for line in listed.stdout.splitlines() if line.startswith(mine)]
+
+    try:
+        await_true(lambda: bool(hosts()) or rehearsal.poll() is not None, "hosts")
+        if rehearsal.poll() == 2:
+            pytest.skip("this machine makes no network namespaces")
+        rehearsal.terminate()
+        assert rehearsal.wait(90) == 128 + signal.SIGTERM
+    finally:
+        rehearsal.kill()
+        rehearsal.wait()
+    assert hosts() == []
 
 
 def tally(token_ids: list[int], text: str, done: dict[str, Any] | None, problem: str = "") -> Tally:

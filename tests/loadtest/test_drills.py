@@ -14,7 +14,7 @@ from loadtest.drills.checker import StreamCheck
 from loadtest.drills.drill import DRILLS, Drill, Verdict, run
 
 MODULES = (worker_faults, gateway_faults, redis_faults, version_faults)
-AT_ONCE = 3
+AT_ONCE = 2
 QUICK = [drill for drill in DRILLS.values() if drill.quick]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -209,3 +210,41 @@ def test_what_we_write_is_the_published_format(
 def test_unknown_dtype(wild: World) -> None:
     with pytest.raises(ValueError, match="float12"):
         Engine.from_pretrained(wild.base_path, dtype="float12")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("fork_layer", 2.0),
+        ("fork_layer", "2"),
+        ("drop_layer", True),
+        ("draft_tokens", 2.5),
+        ("retained_tokens", "8"),
+        ("draft_threshold", None),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_named(wild: World, tmp_path: Path, key: str, value: object) -> None:
+    """Was a TypeError out of torch or of a comparison, which names no file and no key."""
+    directory = write_twig(tmp_path, wild.vlm, wild.twig)
+    path = directory / "twig_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(CheckpointError, match=rf"twig_config\.json: {key}"):
+        load(wild, directory)
+
+
+@pytest.mark.parametrize(("ids", "ends"), [(None, set()), (7, {7}), ([2, 7], {2, 7})])
+def test_an_answer_ends_at_what_ends_generate(
+    wild: World, tmp_path: Path, ids: int | list[int] | None, ends: set[int]
+) -> None:
+    """A generation_config.json without EOS stopped at the text configuration's, where `generate` goes on."""
+    base = shutil.copytree(wild.base_path, tmp_path / "base")
+    path = base / "generation_config.json"
+    said = json.loads(path.read_text())
+    assert said.pop("eos_token_id") == wild.tokenizer.eos_token_id
+    path.write_text(json.dumps(said if ids is None else said | {"eos_token_id": ids}))
+    engine = Engine.from_pretrained(base, dtype="float32")
+    assert engine._adapter.eos_token_ids == ends
+    path.unlink()
+    assert Engine.from_pretrained(base, dtype="float32")._adapter.eos_token_ids == {
+        wild.tokenizer.eos_token_id
+    }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,6 +40,14 @@ def refused(engine: Engine, request: Request) -> RequestError:
         engine.add(request)
     assert isinstance(raised.value, ValueError)
     return raised.value
+
+
+@pytest.mark.parametrize("images", [0, 1])
+def test_a_placeholder_in_the_question(engine: Engine, images: int) -> None:
+    """Was called a wrong number of images, a field in which there was nothing wrong."""
+    error = refused(engine, Request("what is <image>?", [Image.new("RGB", (8, 8))] * images))
+    assert error.param == "prompt"
+    assert "<image>" in str(error)
 
 
 @pytest.mark.parametrize("excess", [0, 1, 100])
@@ -137,9 +147,13 @@ def test_what_is_not_a_picture(engine: Engine, image: object) -> None:
         ("seed", -1),
         ("seed", 2**64),
         ("seed", 1.5),
+        ("temperature", "hot"),
+        ("temperature", None),
+        ("top_p", "most"),
     ],
 )
-def test_sampling_that_cannot_be(engine: Engine, wild: World, field: str, value: float) -> None:
+def test_sampling_that_cannot_be(engine: Engine, wild: World, field: str, value: object) -> None:
+    """What is no number at all was a TypeError of a comparison, without the field's name."""
     request = ask(wild.prompt(0, 5, IMAGE))
     request.sampling = replace(SamplingParams(), **{field: value})
     error = refused(engine, request)
@@ -153,6 +167,32 @@ def test_tokens_outside_the_vocabulary(engine: Engine, wild: World, token: int) 
     request.prompt_token_ids = [*request.prompt_token_ids, token]
     assert refused(engine, request).param == "prompt_token_ids"
     refused(engine, ask(wild.prompt(0, 5, IMAGE), resume=[token]))
+
+
+@pytest.mark.parametrize("ids", [["5"], [5.5], [[5, 6]], torch.tensor([[5, 6]]), np.array([5.0]), 5])
+def test_what_is_no_sequence_of_ids(engine: Engine, wild: World, ids: Any) -> None:
+    """Was a TypeError or a RuntimeError of torch, and 5.5 became 5."""
+    assert refused(engine, Request(prompt_token_ids=ids)).param == "prompt_token_ids"
+    refusal = refused(engine, replace(ask(wild.prompt(0, 5)), resume_token_ids=ids))
+    assert refusal.param == "resume_token_ids"
+
+
+@pytest.mark.parametrize("kind", [np.array, torch.tensor])
+def test_ids_in_an_array_come_out_as_integers(engine: Engine, wild: World, kind: Callable[..., Any]) -> None:
+    """`Result.token_ids` began with the array's own scalars, which no JSON takes."""
+    prompt = wild.prompt(0, 5, IMAGE, 4)
+    (whole,) = run(engine, ask(prompt, max_tokens=4))
+    request = ask(prompt, max_tokens=4)
+    request.prompt_token_ids = kind(prompt.short_ids)
+    request.resume_token_ids = kind(whole.token_ids[:2])
+    (result,) = run(engine, request)
+    assert json.loads(json.dumps(result.token_ids)) == whole.token_ids
+
+
+@pytest.mark.parametrize(("field", "value"), [("images", Image.new("RGB", (8, 8))), ("prompt", None)])
+def test_a_field_of_the_wrong_type(engine: Engine, field: str, value: object) -> None:
+    """One picture without its list was a TypeError; None was asked for by that name."""
+    assert refused(engine, replace(Request("hello"), **{field: value})).param == field
 
 
 def test_an_empty_prompt(engine: Engine) -> None:

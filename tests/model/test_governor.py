@@ -118,7 +118,7 @@ def test_no_result_depends_on_it(tame: World) -> None:
     for cost in (compute_bound, memory_bound):
         engine = tame.engine(governor=True)
         machine = Machine(cost, most=engine._runner.draft_tokens)
-        engine._governor = Script(machine)
+        engine._rounds.governor = Script(machine)
         traces = drive(engine, mixed(tame))
         assert [trace.result.token_ids for trace in traces.values()] == plain
 

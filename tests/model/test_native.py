@@ -205,9 +205,9 @@ def test_a_library_that_others_may_have_written_is_not_loaded(
 ) -> None:
     monkeypatch.setattr(build, "PREBUILT", tmp_path / "none")
     monkeypatch.setattr(build, "cache_directory", lambda: tmp_path)
-    (tmp_path / build.library_name()).write_bytes(b"")
+    (tmp_path / build.library_name(build.level())).write_bytes(b"")
     tmp_path.chmod(0o700)
-    assert build.find() == tmp_path / build.library_name()
+    assert build.find() == tmp_path / build.library_name(build.level())
     tmp_path.chmod(0o777)
     assert build.find() is None
     with pytest.raises(build.BuildError, match="others may write"):

@@ -143,3 +143,19 @@ def test_a_picture_that_cannot_be_seen_harms_its_own_request_alone(tame: World) 
         "b": True,
         "c": False,
     }
+
+
+@pytest.mark.parametrize("kernels", ["auto", "torch"])
+def test_pixels_that_overflow_in_the_tower_harm_no_later_request(tame: World, kernels: str) -> None:
+    """Finite pixel values passed, their features were NaN, answered with garbage, and stayed in the cache:
+    later requests in the same slot, padded beside a longer row, read masked NaN and answered wrongly."""
+    few, many = (ask(tame.prompt(1, IMAGE, text), f"{text}", retained=8) for text in (3, 20))
+    engine = tame.engine(max_batch=2, kernels=kernels)
+    expected = [facts(result) for result in run(engine, few, many)]
+    huge = tame.prompt(2, IMAGE, 40)
+    assert huge.pixels is not None
+    bad = replace(huge, pixels=torch.full_like(huge.pixels, 1e30))
+    for result in run(engine, ask(bad, "one"), ask(bad, "two")):
+        assert (result.finish_reason, result.token_ids) == ("error", [])
+        assert "finite" in str(result.error)
+    assert [facts(result) for result in run(engine, few, many)] == expected

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import LlavaForConditionalGeneration
 
 from model.config import EngineConfig
-from model.scorers import SCORERS, by_lot, evenly
+from model.scorers import SCORERS, by_lot, evenly, remembering
 from service.cli.evaluating import Method
 from tests.model.harness import IMAGE, Prompt, World, ask, run
 from tests.model.tiny import Shape, TwigShape
@@ -35,6 +35,10 @@ class Picture:
 
     def saliency(self) -> list[float]:
         raise AssertionError
+
+    @property
+    def key(self) -> int:
+        return self.seed
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -63,8 +67,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World.create(tmp_path_factory.mktemp("scorers"), Shape(seed=5), TwigShape())
 
 
-def scores(world: World, prompt: Prompt, scorer: str) -> list[float]:
-    engine = world.engine(scorer=scorer, kernels="torch")
+def scores(world: World, prompt: Prompt, scorer: str, kernels: str = "torch") -> list[float]:
+    engine = world.engine(scorer=scorer, kernels=kernels)
     (result,) = run(engine, ask(prompt, retained=8, max_tokens=4))
     assert result.token_scores is not None
     best = sorted(range(len(result.token_scores)), key=lambda index: -result.token_scores[index])
@@ -89,9 +93,9 @@ def test_fastv_is_the_bases_own_attention(world: World) -> None:
     fork, deep = world.twig.fork_layer, world.twig.fork_layer + world.twig.twig_layers
     for scorer, layer in (("fastv", fork), ("fastv_deep", deep)):
         expected = output.attentions[layer][0, :, -1].mean(0)[visual]
-        torch.testing.assert_close(
-            torch.tensor(scores(world, prompt, scorer)), expected, atol=1e-5, rtol=1e-4
-        )
+        for kernels in ("torch", "auto"):
+            found = torch.tensor(scores(world, prompt, scorer, kernels))
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_saliency_is_the_towers_class_attention(world: World) -> None:
@@ -114,10 +118,31 @@ def test_the_command_offers_every_scorer() -> None:
     assert [method.value for method in Method] == list(SCORERS)
 
 
-def test_what_native_code_cannot_show_is_an_error(world: World) -> None:
-    engine = world.engine(scorer="fastv")
-    if engine.kernels == "torch":
-        pytest.skip("native code cannot be built here")
-    (result,) = run(engine, ask(world.prompt(1, 4, IMAGE, 5), retained=8, max_tokens=4))
+def test_a_layer_that_is_not_there_is_named(world: World) -> None:
+    deep = world.retwig("deep", TwigShape(fork_layer=4, drop_layer=5, retained_tokens=None))
+    (result,) = run(deep.engine(scorer="fastv_deep"), ask(world.prompt(1, 4, IMAGE, 5), retained=12))
     assert result.finish_reason == "error"
-    assert "kernels" in str(result.error)
+    assert "no layer 6" in str(result.error)
+
+
+def test_one_engine_is_tuned_to_every_way(world: World) -> None:
+    """As if it had been loaded for that way; what a prompt's scores are is reckoned once for all budgets."""
+    prompt, engine = world.prompt(3, 4, IMAGE, 5), world.engine(draft_tokens=5)
+    for name, scorer in SCORERS.items():
+        asked: list[int] = []
+
+        def count(view: Any, scorer: Any = scorer, asked: list[int] = asked) -> Any:
+            asked.append(view.key)
+            return scorer(view)
+
+        engine.tune(remembering(count), 2, 0.0)
+        for retained in (8, 7):
+            (result,) = run(engine, ask(prompt, retained=retained, max_tokens=6))
+            loaded = world.engine(scorer=name, draft_tokens=2, draft_threshold=0.0)
+            (expected,) = run(loaded, ask(prompt, retained=retained, max_tokens=6))
+            assert result.token_ids == expected.token_ids
+            assert result.kept_indices == expected.kept_indices
+            assert result.draft_tokens == expected.draft_tokens
+        assert len(asked) == 1
+    with pytest.raises(ValueError, match=r"0\.\.5"):
+        engine.tune(SCORERS["ttp"], 6, 0.5)

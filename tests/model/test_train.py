@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,18 +16,22 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from model.evaluate import run as run_module
 from model.scenes.art import SPRITE_PX
 from model.scenes.language import turns
 from model.scenes.words import NOUNS, STYLES
+from model.train import ablations as ablations_module
 from model.train import base as base_module
 from model.train import tower as tower_module
 from model.train import twig as twig_module
+from model.train.ablations import VARIANTS, Ablations
+from model.train.ablations import run as run_ablations
 from model.train.base import BaseRun, forward_packed, new_base
 from model.train.batches import IMAGE_TOKENS, Stage
 from model.train.features import FeaturePool, build_pool
 from model.train.loop import stage_at
 from model.train.pack import Packer
-from model.train.recipe import write_base
+from model.train.recipe import Paths, write_base
 from model.train.tokenizer import make_tokenizer, save_processor
 from model.train.tower import TOWER_CONFIG, TowerRun
 from model.train.twig import TwigRun
@@ -142,6 +148,40 @@ def test_base_and_twig_train_and_load_unmodified(
     twig.train()
     assert all(torch.equal(weight, frozen[name]) for name, weight in vlm.state_dict().items())
     assert not torch.equal(twig.twig.lm_head.weight, vlm.lm_head.weight)
+
+
+def test_ablations_train_measure_and_go_on(
+    pool: FeaturePool,
+    sprites: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A random base has no task right; a mark is made up, to have anything to divide by."""
+    torch.manual_seed(0)
+    processor = save_processor(tmp_path / "base")
+    write_base(new_base(processor.tokenizer), tmp_path / "base")
+    monkeypatch.setattr(ablations_module, "open_base", lambda paths: (_opened(paths.base), tokenizer, pool))
+    monkeypatch.setattr(ablations_module, "STAGES", (Stage((8, 16), 6, 1, 2, 2),))
+    monkeypatch.setattr(run_module, "task_scores", lambda _items, _answers: {"describe": 0.5})
+    monkeypatch.setattr(run_module, "MAX_TOKENS", 6)
+    paths = Paths(sprites, tmp_path / "runs", tmp_path / "base", tmp_path / "twig")
+    ablations = Ablations(paths, steps=1, scenes=1, threads=1)
+    plain, deep = VARIANTS[0], next(variant for variant in VARIANTS if variant.name == "K=2")
+    out = tmp_path / "ablations.json"
+    run_ablations(ablations, [plain], out)
+    monkeypatch.setattr(ablations, "measure", Mock(side_effect=ablations.measure))
+    report = run_ablations(ablations, [plain, deep], out)
+    assert [call.args[0] for call in ablations.measure.call_args_list] == [deep]
+    assert json.loads(out.read_text()) == report
+    rows = {row[0]: row for row in report["rows"]}
+    assert rows[plain.name][1:3] == ["1.000", "1.000"]
+    assert rows["K=2"][1:3] == ["1.000", "–"], "two layers of all tokens are more than 64 on average"
+    assert all(len(row) == len(report["columns"]) for row in report["rows"])
+
+
+def _opened(base: Path) -> LlavaForConditionalGeneration:
+    return LlavaForConditionalGeneration.from_pretrained(base, dtype=torch.float32)
 
 
 def test_stages_follow_each_other() -> None:

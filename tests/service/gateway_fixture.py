@@ -36,9 +36,9 @@ class Live:
         return gateway
 
 
-async def eventually(true: Callable[[], bool], within_s: float = 5.0) -> None:
+async def eventually(true: Callable[[], bool]) -> None:
     """For what another thread or library does and nothing announces."""
-    async with asyncio.timeout(within_s):
+    async with asyncio.timeout(60):
         while not true():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
@@ -56,7 +56,7 @@ def settings(redis_settings: RedisSettings) -> GatewaySettings:  # noqa: F811
         batch_look_s=0.05,
         batch_max_lines=20,
         batch_max_bytes=100_000,
-        request_timeout_s=20,
+        request_timeout_s=60,
         sse_heartbeat_s=0.1,
     )
 

@@ -41,6 +41,7 @@ CARD = ModelCard.model_validate(
         "retained_max": 30,
         "default_retained": 8,
         "speculation": True,
+        "takes_turns": True,
     }
 )
 WORDS = ("A", " small", " red", " apple.")

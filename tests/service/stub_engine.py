@@ -29,6 +29,7 @@ CARD = ModelCard(
     retained_max=14,
     default_retained=6,
     speculation=True,
+    takes_turns=True,
 )
 
 

@@ -143,7 +143,7 @@ async def test_limits(ai: AsyncOpenAI, live: Live, worker: ScriptedWorker) -> No
     with pytest.raises(openai.APIStatusError) as large:
         await submit(ai, b" " * 100_001)
     assert (large.value.status_code, "at most 100000" in large.value.message) == (413, True)
-    async with httpx.AsyncClient(base_url=live.url) as client:
+    async with httpx.AsyncClient(base_url=live.url, timeout=60) as client:
         file = {"file": ("a", b"{}")}
         error_of(await client.post("/v1/files", files=file, data={"purpose": "fine-tune"}), 400)
         error_of(await client.post("/v1/files", data={"purpose": "batch"}), 415)

@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from service.protocol import Turn
 from service.schemas_chat import ChatBody
 from tests.service.scripted_worker import CARD, ScriptedWorker
 from tests.service.test_describe import PNG64, error_of
@@ -89,6 +90,19 @@ async def test_one_turn_becomes_one_prompt(
     assert (job.prompt, len(job.images)) == (prompt, images)
 
 
+async def test_a_conversation_becomes_a_history_and_a_prompt(
+    client: httpx.AsyncClient, worker: ScriptedWorker
+) -> None:
+    """Pictures of every turn, in order; the system's words stand before the first turn's own."""
+    later = {"role": "user", "content": [{"type": "text", "text": "And this?"}, PICTURE]}
+    response = await post(client, messages=[SYSTEM, USER, {"role": "assistant", "content": "A dog."}, later])
+    assert response.status_code == 200, response.text
+    (job,) = worker.jobs
+    first = Turn(role="user", text="Answer briefly.\n\nWhat is this?", images=1)
+    assert job.history == (first, Turn(role="assistant", text="A dog."))
+    assert (job.prompt, len(job.images)) == ("And this?", 2)
+
+
 async def test_a_tier_without_a_picture(client: httpx.AsyncClient, worker: ScriptedWorker) -> None:
     await post(client, messages=[{"role": "user", "content": "Hello"}], quality="fast")
     assert worker.jobs[0].params.retained_tokens is None
@@ -158,7 +172,22 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"messages": []}, "messages"),
     ({"messages": "hello"}, "messages"),
     ({"messages": [SYSTEM]}, "messages"),
-    ({"messages": [USER, ASSISTANT, USER]}, "messages"),
+    ({"messages": [USER, ASSISTANT]}, "messages"),
+    ({"messages": [USER, USER]}, "messages"),
+    ({"messages": [USER, {**ASSISTANT, "content": ""}, USER]}, "messages"),
+    ({"messages": [USER, {**ASSISTANT, "content": [PICTURE]}, USER]}, "messages"),
+    ({"messages": [USER, {"role": "tool", "content": "x"}, USER]}, "messages"),
+    ({"messages": [USER, ASSISTANT, {"role": "user", "content": [PICTURE, PICTURE]}]}, "messages"),
+    (
+        {
+            "messages": [
+                {"role": "user", "content": "x" * 600},
+                ASSISTANT,
+                {"role": "user", "content": "y" * 600},
+            ]
+        },
+        "messages",
+    ),
     ({"messages": [ASSISTANT]}, "messages"),
     ({"messages": [SYSTEM, SYSTEM, USER]}, "messages"),
     ({"messages": [{"role": "system", "content": [PICTURE]}, USER]}, "messages"),

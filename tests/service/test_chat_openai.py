@@ -11,6 +11,7 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
+from model.request import Turn
 from service.protocol import ErrorData
 from tests.service.gateway_fixture import Live, eventually
 from tests.service.scripted_worker import CARD, ScriptedWorker, failing
@@ -28,7 +29,7 @@ USAGE = {
 
 @pytest.fixture
 async def ai(live: Live) -> AsyncIterator[AsyncOpenAI]:
-    async with AsyncOpenAI(base_url=live.url + "/v1", api_key="none", max_retries=0, timeout=10) as client:
+    async with AsyncOpenAI(base_url=live.url + "/v1", api_key="none", max_retries=0, timeout=60) as client:
         yield client
 
 
@@ -76,7 +77,7 @@ async def test_streaming_with_usage(ai: AsyncOpenAI, worker: ScriptedWorker) -> 
 
 async def test_the_bytes_of_a_stream(live: Live, worker: ScriptedWorker) -> None:
     """As OpenAI sends them: nothing but `data:`, the delta only of what is new, `[DONE]` last."""
-    async with httpx.AsyncClient(base_url=live.url) as client:
+    async with httpx.AsyncClient(base_url=live.url, timeout=60) as client:
         response = await client.post(URL, json={"messages": [USER], "stream": True})
     assert response.headers["Content-Type"].startswith("text/event-stream")
     sent = [block for block in response.text.split("\n\n") if block and not block.startswith(":")]
@@ -127,6 +128,23 @@ async def test_models(ai: AsyncOpenAI, worker: ScriptedWorker) -> None:
     assert (await ai.models.retrieve("scripted")).model_extra == {"card": CARD.model_dump(mode="json")}
     with pytest.raises(openai.NotFoundError):
         await ai.models.retrieve("gpt-17")
+
+
+async def test_a_conversation(
+    ai: AsyncOpenAI,
+    ready: httpx.AsyncClient,  # noqa: F811
+    stub: StubEngine,  # noqa: F811
+) -> None:
+    messages: list[Any] = [
+        USER,
+        {"role": "assistant", "content": "A dog."},
+        {"role": "user", "content": "Sure?"},
+    ]
+    answer = await ai.chat.completions.create(model="stub", messages=messages, max_tokens=3)
+    assert answer.choices[0].message.content == text_of(expected_tokens("Sure?", 3))
+    (request,) = stub.seen
+    assert request.history == (Turn("user", "What is this?", 1), Turn("assistant", "A dog."))
+    assert len(request.images) == 1
 
 
 async def test_through_the_real_worker_loop(

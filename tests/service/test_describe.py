@@ -147,8 +147,19 @@ async def test_two_images(client: httpx.AsyncClient, worker: ScriptedWorker) -> 
     assert len({image.sha256 for image in worker.jobs[1].images}) == 2
 
 
-async def test_one_pixel_is_a_picture(client: httpx.AsyncClient, worker: ScriptedWorker) -> None:
-    response = await post_form(client, encoded(Image.new("RGB", (1, 1), (9, 8, 7)), "PNG"))
+@pytest.mark.parametrize("format_name", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"])
+async def test_one_pixel_is_no_picture(
+    client: httpx.AsyncClient, worker: ScriptedWorker, format_name: str
+) -> None:
+    """It was blown up to a plain square and described, at the price of a picture."""
+    response = await post_form(client, encoded(Image.new("RGB", (1, 1), (9, 8, 7)), format_name))
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["param"]) == (422, "image_too_small", "image")
+    assert not worker.jobs
+
+
+async def test_two_pixels_are_a_picture(client: httpx.AsyncClient, worker: ScriptedWorker) -> None:
+    response = await post_form(client, encoded(Image.new("RGB", (1, 2), (9, 8, 7)), "PNG"))
     assert response.status_code == 200
     assert worker.blobs == [bytes((9, 8, 7)) * (24 * 24)]
 

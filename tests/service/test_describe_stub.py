@@ -37,7 +37,7 @@ async def stub(redis_settings: RedisSettings) -> AsyncIterator[StubEngine]:
 
 @pytest.fixture
 async def ready(live: Live, stub: StubEngine) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=live.url, timeout=10) as client, asyncio.timeout(5):
+    async with httpx.AsyncClient(base_url=live.url, timeout=60) as client, asyncio.timeout(60):
         while (await client.get("/readyz")).status_code != 200:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         yield client

@@ -46,12 +46,6 @@ def test_a_missing_checkpoint_is_told_in_plain_words(tmp_path: Path) -> None:
     assert "Traceback" not in result.output
 
 
-def test_kernels_that_cannot_be_compiled_only_cost_time() -> None:
-    assert doctor.kernels(built=False, compiler=None).verdict == "note"
-    assert doctor.kernels(built=False, compiler="/usr/bin/g++").verdict == "ok"
-    assert doctor.kernels(built=True, compiler=None).verdict == "ok"
-
-
 def test_a_taken_port() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -96,6 +90,13 @@ def test_memory_is_the_least_of_machine_and_container(tmp_path: Path) -> None:
     assert doctor.memory(10, 400).verdict == "missing"
     assert doctor.memory(10, 2**33).verdict == "ok"
     assert doctor.memory(10, None).verdict == "note"
+
+
+def test_kernels_that_cannot_be_had_are_a_note_with_a_remedy() -> None:
+    finding = doctor.kernels(None)
+    assert finding.verdict == "note"
+    assert "g++" in finding.advice
+    assert doctor.kernels("compiled").verdict == "ok"
 
 
 def test_a_gpu_that_torch_cannot_use_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:

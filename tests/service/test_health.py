@@ -18,6 +18,15 @@ async def test_alive_without_a_worker_but_not_ready(client: httpx.AsyncClient) -
     assert response.json()["error"]["code"] == "no_worker"
 
 
+async def test_a_load_balancer_may_ask_for_the_queue_alone(client: httpx.AsyncClient) -> None:
+    response = await client.get("/readyz?without_workers=true")
+    assert response.status_code == 200
+    assert response.json() == {"status": "ready", "workers": 0, "models": []}
+    refused = await client.get("/readyz?without_workers=perhaps")
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "without_workers"
+
+
 async def test_ready(client: httpx.AsyncClient, worker: ScriptedWorker) -> None:
     response = await client.get("/readyz")
     assert response.status_code == 200
@@ -35,6 +44,7 @@ async def test_starts_without_redis(settings: GatewaySettings) -> None:
         assert (await client.get("/livez")).status_code == 200
         response = await client.get("/readyz")
         assert (response.status_code, response.json()["error"]["code"]) == (503, "queue_down")
+        assert (await client.get("/readyz?without_workers=true")).status_code == 503
         assert "/nonexistent" not in response.text
 
 

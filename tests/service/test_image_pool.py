@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 import service.image_pool
-from service.errors import TooLarge, UndecodableImage, UnsupportedMedia
+from service.errors import TooLarge, Unavailable, UndecodableImage, Unprocessable, UnsupportedMedia
 from service.image_pool import ImagePool
 from service.images import ImageLimits, prepare
-from service.protocol import ImageSpec
+from service.protocol import DynamicSize, ImageSpec
 from tests.service.gateway_fixture import Live, eventually
 from tests.service.pictures import encoded, huge_png, noise
 from tests.service.scripted_worker import ScriptedWorker
@@ -29,8 +29,8 @@ SMALL = encoded(noise(64, 64), "PNG")
 
 
 @contextlib.asynccontextmanager
-async def pool_of(processes: int, timeout_s: float = 30.0) -> AsyncIterator[ImagePool]:
-    pool = ImagePool(LIMITS, processes, timeout_s)
+async def pool_of(processes: int, cpu_s: float = 30.0) -> AsyncIterator[ImagePool]:
+    pool = ImagePool(LIMITS, processes, cpu_s)
     try:
         yield pool
     finally:
@@ -88,6 +88,16 @@ async def test_refusals_cost_no_process(pool: ImagePool, data: bytes, error: typ
     assert pool.pids == before
 
 
+async def test_a_strip_is_refused_from_the_child_too(pool: ImagePool) -> None:
+    """The gateway did not know the error that its decoder met, and answered 500."""
+    own_size = ImageSpec(
+        height=8, width=8, fit="stretch", dynamic=DynamicSize(multiple=8, min_pixels=64, max_pixels=640)
+    )
+    with pytest.raises(Unprocessable) as refused:
+        await pool.prepare(encoded(noise(402, 2), "PNG"), own_size)
+    assert (refused.value.code, refused.value.param) == ("impossible_image", "image")
+
+
 async def test_no_more_than_its_processes() -> None:
     async with pool_of(2) as pool:
         await asyncio.gather(*(pool.prepare(SMALL, SPEC) for _ in range(12)))
@@ -125,11 +135,31 @@ async def test_a_picture_that_kills_two_children_is_refused_and_the_pool_lives(
     assert (await pool.prepare(SMALL, SPEC)).height == 48
 
 
-async def test_a_picture_that_takes_too_long_is_refused(giant: bytes) -> None:
-    async with pool_of(1, timeout_s=0.05) as pool:
+async def test_a_picture_that_takes_too_long_is_refused(
+    giant: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service.image_pool, "SILENCE_FACTOR", 2000)
+    async with pool_of(1, cpu_s=0.05) as pool:
         with pytest.raises(UndecodableImage, match="hung"):
             await pool.prepare(giant, SPEC)
         assert pool.pids == []
+
+
+async def test_a_starved_decoder_makes_no_picture_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit was time on the wall: on a machine with other work, pictures of one pixel were 422."""
+    monkeypatch.setattr(service.image_pool, "SILENCE_FACTOR", 200)
+    async with pool_of(1, cpu_s=0.5) as pool:
+        pid = await stopped(pool)
+        waiting = asyncio.create_task(pool.prepare(SMALL, SPEC))
+        await asyncio.sleep(0.8)
+        os.kill(pid, signal.SIGCONT)
+        assert (await waiting).height == 48
+        assert pool.pids == [pid]
+    monkeypatch.setattr(service.image_pool, "SILENCE_FACTOR", 0)
+    async with pool_of(1) as pool:
+        with pytest.raises(Unavailable) as late:
+            await pool.prepare(SMALL, SPEC)
+        assert (late.value.status, late.value.code) == (503, "decoder_starved")
 
 
 async def test_a_client_that_leaves_takes_its_child_along(pool: ImagePool) -> None:

@@ -25,7 +25,7 @@ FITS = [
     ImageSpec(height=37, width=37, fit="crop"),
     ImageSpec(height=48, width=48, fit="pad"),
 ]
-SIZES = [(48, 48), (200, 100), (100, 201), (1, 1), (3, 40), (333, 32), (49, 47), (640, 480)]
+SIZES = [(48, 48), (200, 100), (100, 201), (1, 2), (3, 40), (333, 32), (49, 47), (640, 480)]
 
 
 def pixels(picture: PreparedImage) -> np.ndarray:

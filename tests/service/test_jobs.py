@@ -32,7 +32,7 @@ async def start(client: httpx.AsyncClient, **fields: Any) -> str:
 
 
 async def ended(client: httpx.AsyncClient, location: str) -> dict[str, Any]:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             response = await client.get(location)
             assert response.status_code == 200, response.text
@@ -122,7 +122,7 @@ async def test_an_expired_job_is_404(settings: GatewaySettings, worker: Scripted
         await eventually(lambda: len(worker.jobs) == 2)
         waiting = await start(client)
         await client.delete(waiting)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while (await client.get(waiting)).status_code != 404:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         assert (await client.get(location)).status_code == 200
@@ -164,7 +164,7 @@ async def test_who_waits_for_a_job_that_another_cancels(live: Live, worker: Scri
     worker.hold()
     body = {"image": PNG64, "stream": True}
     async with (
-        httpx.AsyncClient(base_url=live.url, timeout=10) as client,
+        httpx.AsyncClient(base_url=live.url, timeout=60) as client,
         client.stream("POST", URL, json=body) as response,
     ):
         await eventually(lambda: len(worker.jobs) == 1)
@@ -179,7 +179,7 @@ async def test_who_waits_for_a_job_that_another_cancels(live: Live, worker: Scri
 
 async def test_events_from_every_point(live: Live, worker: ScriptedWorker) -> None:
     """After any event come exactly the rest, while the job runs and after it has ended."""
-    async with httpx.AsyncClient(base_url=live.url, timeout=10) as client:
+    async with httpx.AsyncClient(base_url=live.url, timeout=60) as client:
         location = await start(client)
         whole = await events(client, location)
         assert [sent.event for sent in whole] == ["token"] * 4 + ["done"]
@@ -197,13 +197,13 @@ async def test_leaving_and_coming_back_while_it_runs(
 ) -> None:
     """Nothing is cancelled, repeated or missing; the second half is read from another gateway."""
     worker.hold()
-    async with httpx.AsyncClient(base_url=live.url, timeout=10) as client:
+    async with httpx.AsyncClient(base_url=live.url, timeout=60) as client:
         location = await start(client)
         async with client.stream("GET", location + "/events") as response:
             await anext(response.aiter_lines())
             await eventually(lambda: len(worker.jobs) == 1)
         assert (await client.get(location)).json()["status"] == "running"
-    async with on_a_port(settings) as other, httpx.AsyncClient(base_url=other.url, timeout=10) as client:
+    async with on_a_port(settings) as other, httpx.AsyncClient(base_url=other.url, timeout=60) as client:
         following = asyncio.create_task(events(client, location, after="1-1"))
         worker.resume()
         seen = await following

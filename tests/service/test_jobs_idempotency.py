@@ -41,7 +41,7 @@ async def test_many_at_once_share_one_job(
 ) -> None:
     """Two gateways: only the broker can decide whose job it is."""
     worker.hold()
-    async with on_a_port(settings) as other, httpx.AsyncClient(timeout=10) as client:
+    async with on_a_port(settings) as other, httpx.AsyncClient(timeout=60) as client:
         asking = [
             asyncio.create_task(client.post(url + URL, json=BODY, headers=KEY))
             for url in 3 * (live.url, other.url)
@@ -56,7 +56,7 @@ async def test_many_at_once_share_one_job(
 
 async def test_the_form_of_the_answer_is_free(live: Live, worker: ScriptedWorker) -> None:
     """Plain, as a form, streamed and as a job: one job."""
-    async with httpx.AsyncClient(base_url=live.url, timeout=10) as client:
+    async with httpx.AsyncClient(base_url=live.url, timeout=60) as client:
         plain = (await post(client)).json()
         form = await client.post(URL, files={"image": ("a.png", PNG)}, data={"max_tokens": 9}, headers=KEY)
         assert form.json()["id"] == plain["id"]
@@ -102,7 +102,7 @@ async def test_a_lost_race_for_the_key_is_409(client: httpx.AsyncClient, worker:
 async def test_a_client_that_left_finds_its_answer(live: Live, worker: ScriptedWorker) -> None:
     """A dropped connection is what the key is for: the job goes on."""
     worker.hold()
-    async with httpx.AsyncClient(base_url=live.url, timeout=10) as client:
+    async with httpx.AsyncClient(base_url=live.url, timeout=60) as client:
         async with client.stream("POST", URL, json=BODY | {"stream": True}, headers=KEY) as response:
             await anext(parse(response.aiter_lines()))
             await eventually(lambda: len(worker.jobs) == 1)
@@ -148,7 +148,7 @@ async def test_the_key_lives_as_long_as_the_result(settings: GatewaySettings, wo
         response = await client.post(URL, json=BODY, headers=KEY | prefer)
         await client.delete(response.headers["Location"])
         assert error_of(await post(client), 409)["code"] == "cancelled"
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while (await client.get(response.headers["Location"])).status_code != 404:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         worker.resume()

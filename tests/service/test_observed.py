@@ -36,7 +36,7 @@ WITHOUT_SAMPLES = {"request_failure", "admission_rejections"}
 
 async def exposed(url: str) -> dict[str, int]:
     """Family -> how many samples, without our prefix."""
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=60) as client:
         text = (await client.get(url)).text
     families = list(text_string_to_metric_families(text))
     return {family.name.removeprefix("twigvlm_"): len(family.samples) for family in families}

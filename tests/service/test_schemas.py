@@ -9,7 +9,10 @@ import pytest
 from pydantic import ValidationError
 
 from service.errors import BadField, ImpossibleRetained
+from service.idempotency import fingerprint_of
+from service.intake import Submission
 from service.params import TextLimits, job_params, retained_tokens
+from service.protocol import Turn
 from service.schemas import DescribeBody, DescribeFields
 from tests.service.scripted_worker import CARD
 
@@ -57,9 +60,9 @@ def test_impossible_retained_tokens(asked: int, images: int) -> None:
 
 def test_max_tokens_never_exceeds_the_context() -> None:
     short = CARD.model_copy(update={"max_model_len": 64})
-    assert job_params(DescribeFields(), short, 1, LIMITS).max_tokens == 64
+    assert job_params(Submission(DescribeFields(), [b""]), short, LIMITS).max_tokens == 64
     with pytest.raises(BadField, match="at most 64"):
-        job_params(DescribeFields(max_tokens=65), short, 1, LIMITS)
+        job_params(Submission(DescribeFields(max_tokens=65), [b""]), short, LIMITS)
 
 
 async def test_openapi_is_complete(client: httpx.AsyncClient) -> None:
@@ -83,3 +86,18 @@ async def test_docs_page(client: httpx.AsyncClient) -> None:
     response = await client.get("/docs")
     assert response.status_code == 200
     assert "openapi.json" in response.text
+
+
+def test_a_model_without_a_chat_template_takes_one_turn() -> None:
+    earlier = (Turn(role="user", text="Hello"), Turn(role="assistant", text="Hello."))
+    talk = Submission(DescribeFields(), [], history=earlier)
+    with pytest.raises(BadField) as refused:
+        job_params(talk, CARD.model_copy(update={"takes_turns": False}), LIMITS)
+    assert (refused.value.param, refused.value.code) == ("messages", "unsupported_value")
+    assert job_params(talk, CARD, LIMITS)
+
+
+def test_earlier_turns_are_part_of_what_an_idempotency_key_stands_for() -> None:
+    plain = Submission(DescribeFields(), [b"x"])
+    talk = Submission(DescribeFields(), [b"x"], history=(Turn(role="user", text="Hello", images=1),))
+    assert fingerprint_of(plain) != fingerprint_of(talk)

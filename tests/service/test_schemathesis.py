@@ -57,7 +57,7 @@ def try_operation(operation: Any, job_id: str, until: float) -> list[int]:
                 and case.media_type != "multipart/form-data"
             ):
                 case.body["image"] = PNG64
-        response = case.call(timeout=20)
+        response = case.call(timeout=60)
         # 504: the client itself gave it some milliseconds.
         assert response.status_code < 500 or response.status_code in (503, 504), (
             case.as_curl_command(),

@@ -1,0 +1,214 @@
+// Rotary, the new rows of the KV slab, and attention over them: one task a span of new tokens and KV head.
+// Invariant: the order of a query's sums does not depend on which queries share its walk over the keys.
+#pragma once
+
+#include <vector>
+
+#include "product.hpp"
+
+namespace {
+
+constexpr int QUERIES = 16;  // rows that share one walk over the keys
+constexpr int TILE = 64;     // tokens of the walk that are kept near
+
+struct Shape {
+  int32_t hidden, intermediate, heads, kv_heads, head_dim, threads;
+  float eps;
+};
+
+struct LayerWeights {
+  const void *qkv, *out, *gate_up, *down;
+  const float *qkv_bias, *out_bias;
+};
+
+// New tokens: `widths[i]` of slot `slots[i]` behind its first `starts[i]`, packed one after the other.
+// Strides are in elements. scores: [heads, tokens] of the last row in the last layer, or null.
+struct Work {
+  float* x;            // [rows, hidden], in place
+  const float* cis;    // [rows, head_dim]: cos, sin, cos, sin, ...
+  void* slab;          // of the first layer
+  int64_t layer_stride, slot_stride, token_stride;
+  const int32_t *slots, *starts, *widths;
+  float* scores;
+  int32_t layers, rows, spans, keys_only;  // keys_only: the last layer's output is not wanted
+};
+
+struct Scratch {
+  std::vector<float> qkv, mixed, gated;
+};
+
+inline void rotate(const float* in, const float* cis, int head_dim, float scale, float* out) {
+  for (int i = 0; i < head_dim; i += 2) {
+    float re = in[i] * scale, im = in[i + 1] * scale;
+    out[i] = re * cis[i] - im * cis[i + 1];
+    out[i + 1] = re * cis[i + 1] + im * cis[i];
+  }
+}
+
+template <class W>
+struct Head {  // one KV head's task in one span
+  const Shape& shape;
+  const Work& work;
+  const float* qkv;
+  W* rows;  // the slot's first token in the slab
+  int head, first_row, start, width;
+
+  int group() const { return shape.heads / shape.kv_heads; }
+  int qkv_width() const { return (shape.heads + 2 * shape.kv_heads) * shape.head_dim; }
+  W* key(int token) const { return rows + token * work.token_stride + head * shape.head_dim; }
+  W* value(int token) const { return key(token) + shape.kv_heads * shape.head_dim; }
+
+  void write(float* turned) const {
+    int dim = shape.head_dim;
+    for (int i = 0; i < width; ++i) {
+      const float* in = qkv + static_cast<int64_t>(first_row + i) * qkv_width() + (shape.heads + head) * dim;
+      rotate(in, work.cis + static_cast<int64_t>(first_row + i) * dim, dim, 1.0f, turned);
+      W *key_out = key(start + i), *value_out = value(start + i);
+      for (int d = 0; d < dim; ++d) narrow(turned[d], key_out[d]);
+      for (int d = 0; d < dim; ++d) narrow(in[shape.kv_heads * dim + d], value_out[d]);
+    }
+  }
+};
+
+inline float softmax(float* scores, int count) {  // to exponentials; returns one over their sum
+  float top = largest(scores, count), sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int t = 0; t < count; ++t) sum += scores[t] = exp_(scores[t] - top);
+  return 1.0f / sum;
+}
+
+// One query's products with `count` keys, V of them at a time: their sums over the lanes are taken together.
+template <int DIM, class T>
+inline void score(const float* query, const T* keys, int64_t stride, int count, int dim, float* scores) {
+  if constexpr (DIM == 0) {
+    for (int t = 0; t < count; ++t) {
+      float sum = 0;
+      for (int d = 0; d < dim; ++d) sum += query[d] * wide(keys[t * stride + d]);
+      scores[t] = sum;
+    }
+  } else {
+    for (int t = 0; t < count; t += V) {
+      const T* at[V];  // behind the last key that key again
+      vf sums[V];
+      for (int i = 0; i < V; ++i) at[i] = keys + std::min(t + i, count - 1) * stride;
+      for (int i = 0; i < V; ++i) sums[i] = vf{};
+      for (int d = 0; d < DIM; d += V) {
+        vf part = load(query + d);
+        for (int i = 0; i < V; ++i) sums[i] += part * load(at[i] + d);
+      }
+      vf found = lanes_summed(sums);
+      std::memcpy(scores + t, &found, sizeof(float) * std::min(V, count - t));
+    }
+  }
+}
+
+// sums [dim] += weights [count] x values [count, dim], token by token.
+template <int DIM, class T>
+inline void weigh(const float* weights, const T* values, int64_t stride, int count, int dim, float* sums) {
+  if constexpr (DIM == 0) {
+    for (int t = 0; t < count; ++t)
+      for (int d = 0; d < dim; ++d) sums[d] += weights[t] * wide(values[t * stride + d]);
+  } else {
+    constexpr int PARTS = std::min(DIM / V, 8);
+    for (int from = 0; from < DIM; from += PARTS * V) {
+      vf held[PARTS];
+      for (int i = 0; i < PARTS; ++i) held[i] = load(sums + from + i * V);
+      for (int t = 0; t < count; ++t)
+        for (int i = 0; i < PARTS; ++i) held[i] += weights[t] * load(values + t * stride + from + i * V);
+      std::memcpy(sums + from, held, sizeof held);
+    }
+  }
+}
+
+// What several queries read is made wide once. [count, dim]
+template <class W>
+inline void widen(const W* rows, int64_t stride, int count, int dim, float* to) {
+  for (int t = 0; t < count; ++t)
+    for (int d = 0; d < dim; ++d) to[t * dim + d] = wide(rows[t * stride + d]);
+}
+
+// What a task needs beside its rows.
+struct Room {
+  float *queries, *sums, *tile, *scores;
+  static size_t floats(int dim, int longest) { return (2 * QUERIES + TILE) * dim + static_cast<size_t>(QUERIES) * longest; }
+  Room(float* at, int dim)
+      : queries(at), sums(queries + QUERIES * dim), tile(sums + QUERIES * dim), scores(tile + TILE * dim) {}
+};
+
+// Some of a span's queries over the tokens they see -> mixed, packed. room.scores: [QUERIES, tokens].
+template <int DIM, class W>
+void attend(const Head<W>& task, int from, int count, const Room& room, const Blocks& blocks, float* mixed,
+            float* probabilities) {
+  const Shape& shape = task.shape;
+  int dim = DIM ? DIM : shape.head_dim, group = task.group(), longest = task.start + task.width;
+  int64_t stride = task.work.token_stride;
+  int seen[QUERIES] = {};
+  for (int q = 0; q < count; ++q) seen[q] = task.start + (from + q) / group + 1;
+  auto tiles = [&](auto rows_at, auto each) {  // each(query, token, tokens, rows, their stride)
+    for (int t = 0; t < seen[count - 1]; t += TILE) {
+      const W* rows = rows_at(t);
+      int tokens = std::min(TILE, seen[count - 1] - t);
+      if (count > 1) widen(rows, stride, tokens, dim, room.tile);
+      for (int q = 0; q < count; ++q) {
+        int visible = std::min(tokens, seen[q] - t);
+        if (visible <= 0) continue;
+        if (count > 1)
+          each(q, t, visible, room.tile, static_cast<int64_t>(dim));
+        else
+          each(q, t, visible, rows, stride);
+      }
+    }
+  };
+  auto scores_of = [&](int q) { return room.scores + static_cast<int64_t>(q) * longest; };
+  tiles([&](int t) { return task.key(t); }, [&](int q, int t, int tokens, auto* rows, int64_t step) {
+    score<DIM>(room.queries + q * dim, rows, step, tokens, dim, scores_of(q) + t);
+  });
+  float over[QUERIES];
+  for (int q = 0; q < count; ++q) over[q] = softmax(scores_of(q), seen[q]);
+  std::fill(room.sums, room.sums + count * dim, 0.0f);
+  tiles([&](int t) { return task.value(t); }, [&](int q, int t, int tokens, auto* rows, int64_t step) {
+    weigh<DIM>(scores_of(q) + t, rows, step, tokens, dim, room.sums + q * dim);
+  });
+  for (int q = 0; q < count; ++q) {
+    int row = task.first_row + (from + q) / group, head = task.head * group + (from + q) % group, apart;
+    float* out = mixed + blocks.place(row, shape.heads * shape.head_dim, apart);
+    for (int d = 0; d < dim; ++d) out[static_cast<int64_t>(head * dim + d) * apart] = room.sums[q * dim + d] * over[q];
+    if (probabilities && row == task.work.rows - 1)
+      for (int t = 0; t < longest; ++t)
+        probabilities[static_cast<int64_t>(head) * longest + t] = scores_of(q)[t] * over[q];
+  }
+}
+
+// Rotary, the cache's new rows, and attention, one task a span and KV head.
+template <class W>
+void mix(const Team& team, const Shape& shape, const Work& work, const Blocks& blocks, const float* qkv, W* slab,
+         bool keys_only, float* probabilities, std::vector<float>& floats, float* mixed) {
+  int tasks = work.spans * shape.kv_heads, dim = shape.head_dim, group = shape.heads / shape.kv_heads;
+  for (int number = team.from(tasks); number < team.to(tasks); ++number) {
+    int span = number / shape.kv_heads, first_row = 0;
+    for (int s = 0; s < span; ++s) first_row += work.widths[s];
+    Head<W> task{shape,     work,
+                 qkv,       slab + work.slots[span] * work.slot_stride,
+                 number % shape.kv_heads, first_row,
+                 work.starts[span],       work.widths[span]};
+    int longest = task.start + task.width;
+    floats.resize(Room::floats(dim, longest));
+    Room room(floats.data(), dim);
+    task.write(room.tile);
+    bool wanted = probabilities && first_row + task.width == work.rows;
+    // Of keys alone there is still the last row to score.
+    int from = !keys_only ? 0 : wanted ? (task.width - 1) * group : task.width * group;
+    for (; from < task.width * group; from += QUERIES) {
+      int count = std::min(QUERIES, task.width * group - from);
+      for (int q = 0; q < count; ++q) {
+        int64_t row = first_row + (from + q) / group;
+        const float* in = qkv + row * task.qkv_width() + (task.head * group + (from + q) % group) * dim;
+        rotate(in, work.cis + row * dim, dim, 1.0f / std::sqrt(static_cast<float>(dim)), room.queries + q * dim);
+      }
+      auto one = dim == 32 ? attend<32, W> : dim == 64 ? attend<64, W> : dim == 128 ? attend<128, W> : attend<0, W>;
+      one(task, from, count, room, blocks, mixed, wanted ? probabilities : nullptr);
+    }
+  }
+}
+
+}  // namespace

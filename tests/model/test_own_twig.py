@@ -1,0 +1,370 @@
+"""A twig for somebody's own base: data told by item and field, the base read as the engine reads it, one run
+however it is cut into steps, processes and sittings."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from model.engine import Engine, EngineConfig
+from model.request import Request, SamplingParams
+from model.train.conversations import Conversation, DataError, read_conversations
+from model.train.hub_base import HubBase
+from model.train.lessons import Lessons, base_distribution, foresight, twig_loss
+from model.train.own_twig import Machine, OwnTwigRun, TwigRecipe
+from model.train.processes import Processes
+from model.train.twig_module import Twig
+from model.words import Words
+from service.cli import app
+from tests.model.families import Family, write_llava_next, write_qwen
+from tests.model.harness import World
+from tests.model.tiny import Shape, TwigShape
+
+CPU = torch.device("cpu")
+ALONE = Processes(0, 1, CPU)
+SHAPE = Shape(max_len=512)
+RECIPE = TwigRecipe(twig_layers=2, drop_layer=4, learning_rate=3e-3, batch=4, passes=12, foresight_weight=0.6)
+MACHINE = Machine(micro_batch=1, workers=1, dtype="float32")
+
+
+def said(*turns: str, picture: str | None = None, **more: Any) -> dict[str, Any]:
+    values = [f"<image>\n{turns[0]}" if picture else turns[0], *turns[1:]]
+    spoken = [{"from": ("human", "gpt")[number % 2], "value": value} for number, value in enumerate(values)]
+    return {"id": turns[0], "conversations": spoken} | ({"image": picture} if picture else {}) | more
+
+
+ITEMS = [
+    said("the red cat", "sits at the top", picture="0.png"),
+    said("a blue dog", "on the right", "is there a tree?", "yes", picture="1.png"),
+    said("is there a dog?", "a blue dog", picture="2.png"),
+    said("the cat", "the red cat sits", picture="3.png"),
+    said("a tree?", "yes, 日本語", picture="4.png", model="kept by LLaVA-665K"),
+    said("where is it?", "at the top left", picture="5.png"),
+    said("the left", "the right"),
+    said("one", "a dog", "two", "a cat", "three", "a tree"),
+]
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("conversations")
+    draw = np.random.default_rng(0)
+    for number in range(6):
+        size = (24 + 8 * number, 40, 3)
+        Image.fromarray(draw.integers(0, 256, size, dtype=np.uint8)).save(folder / f"{number}.png")
+    (folder / "data.json").write_text(json.dumps(ITEMS))
+    return folder / "data.json"
+
+
+@pytest.fixture(scope="session")
+def conversations(data: Path) -> list[Conversation]:
+    return read_conversations(data)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World.create(tmp_path_factory.mktemp("own"), SHAPE, TwigShape())
+
+
+FAMILIES: dict[str, Callable[[Path, Shape], Any]] = {
+    "llava": lambda path, shape: World.create(path, shape, TwigShape()),
+    "llava_next": write_llava_next,
+    "qwen2_5_vl": write_qwen,
+}
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> World | Family:
+    return FAMILIES[request.param](tmp_path_factory.mktemp(request.param), SHAPE)
+
+
+def hub(base: Path) -> HubBase:
+    return HubBase(base, dtype=torch.float32, device=CPU, image_fit=None)
+
+
+def own_run(world: Any, conversations: Sequence[Conversation], runs: Path, **changes: Any) -> OwnTwigRun:
+    return OwnTwigRun(world.base_path, conversations, runs, replace(RECIPE, **changes), MACHINE, ALONE)
+
+
+def test_what_is_said_becomes_turns(conversations: list[Conversation]) -> None:
+    assert conversations[1].turns == (("a blue dog", "on the right"), ("is there a tree?", "yes"))
+    assert [conversation.picture is None for conversation in conversations] == [False] * 6 + [True] * 2
+
+
+@pytest.mark.parametrize(
+    ("item", "told"),
+    [
+        ("text", "is str, not an object"),
+        ({"id": 7}, r"\(id 7\): conversations must"),
+        (said("q", "a", "q"), "conversations must"),
+        ({"conversations": [{"from": "gpt", "value": "q"}] * 2}, r"\[0\]\.from must be 'human'"),
+        ({"conversations": [{"from": "human", "value": 3}] * 2}, r"\[0\]\.value must be text"),
+        (said("q", " "), r"\[1\]\.value is empty"),
+        (said("q", "a", picture="none.png"), "none.png is not there"),
+        (said("<image>q", "a"), "no <image>"),
+        (said("q", "a", picture="0.png") | {"conversations": said("q", "a")["conversations"]}, "exactly one"),
+        (said("q", "<image>", picture="0.png"), r"conversations\[1\]\.value must hold no <image>"),
+        (said("q", "a") | {"image": 3}, "image must be the name"),
+    ],
+)  # fmt: skip
+def test_bad_data_names_item_and_field(data: Path, tmp_path: Path, item: Any, told: str) -> None:
+    path = tmp_path / "bad.json"
+    path.write_text(json.dumps([ITEMS[6], item]))
+    with pytest.raises(DataError, match=f"item 1.*{told}"):
+        read_conversations(path, data.parent)
+
+
+def test_a_picture_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "0.png").write_bytes(b"no picture")
+    (tmp_path / "d.json").write_text(json.dumps([ITEMS[0]]))
+    (conversation,) = read_conversations(tmp_path / "d.json")
+    with pytest.raises(DataError, match=r"item 0 .*0\.png cannot be read"):
+        conversation.open_picture()
+
+
+def test_answers_alone_are_learned_and_the_prompt_is_the_engines(
+    family: Any, conversations: list[Conversation]
+) -> None:
+    base = hub(family.base_path)
+    tokenizer = base.words.tokenizer
+    for conversation in conversations:
+        dialogue = base.speaker.dialogue(conversation)
+        pictures = int(conversation.picture is not None)
+        prompt = base.words.prompt_token_ids(conversation.turns[0][0], pictures)
+        first, _ = dialogue.answers[0]
+        assert dialogue.ids[:first] == prompt
+        for (start, end), (_, answer) in zip(dialogue.answers, conversation.turns, strict=True):
+            assert tokenizer.decode(dialogue.ids[start : end - 1]).strip() == answer
+            assert dialogue.ids[end - 1] == tokenizer.eos_token_id
+
+
+def test_a_base_without_a_chat_template_speaks_plainly(
+    world: World, conversations: list[Conversation]
+) -> None:
+    base = hub(world.base_path)
+    base.words.processor = None
+    base.words.tokenizer.chat_template = None
+    dialogue = base.speaker.dialogue(conversations[1])
+    text = base.words.tokenizer.decode(dialogue.ids)
+    assert text == (
+        "USER: <image>\na blue dog ASSISTANT: on the right</s>USER: is there a tree? ASSISTANT: yes</s>"
+    )
+    assert isinstance(base.words, Words)
+
+
+def test_the_trunk_is_read_as_the_engine_reads_it(family: Any, conversations: list[Conversation]) -> None:
+    """Pictures, positions and padding: equal to the plainest way, one conversation at a time."""
+    base, plain = hub(family.base_path), _reference(family)
+    examples = [base.example(conversation) for conversation in conversations]
+    reading = base.read(examples, base.frozen(2, 4), 512)
+    for b, example in enumerate(examples):
+        ids = _expanded(base, example)
+        pixels = _pixels(family, example)
+        expected = plain._trunk(ids, len(ids), pixels)[0].detach()
+        torch.testing.assert_close(reading.hidden[b, : len(ids)], expected, atol=2e-5, rtol=1e-4)
+        assert reading.visual[b].sum() == ids.count(base.config.image_token_id)
+
+
+def _reference(family: Any) -> Any:
+    if isinstance(family, World):
+        return family.reference()
+    return family.reference(family.base_path, family.twig_path, family.twig)
+
+
+def _pixels(family: Any, example: Any) -> Any:
+    if not example.pixels:
+        return None
+    return example.pixels["pixel_values"] if isinstance(family, World) else example.pixels
+
+
+def _expanded(base: HubBase, example: Any) -> list[int]:
+    count = len(base._features(example))
+    placeholder = base.config.image_token_id
+    return [t for token in example.dialogue.ids for t in [token] * (count if token == placeholder else 1)]
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_the_bases_own_words_are_those_of_the_pruned_base(
+    world: World, conversations: list[Conversation], share: float
+) -> None:
+    """The visual tokens that the twig keeps, the layers that see them, and what the base then says."""
+    base = hub(world.base_path)
+    example = base.example(conversations[0])
+    frozen = base.frozen(2, 4)
+    reading = base.read([example], frozen, 512)
+    twig = Twig(base.vlm, 2, 2)
+    _, ranks = twig(reading, True)
+    found = base_distribution(frozen, reading, ranks, share)
+    plain = world.reference()
+    ids, pixels = _expanded(base, example), example.pixels["pixel_values"]
+    first = int(reading.target_at[0]) + 1
+    retained = round(share * SHAPE.visual_tokens)
+    kept = plain.kept(ids[:first], pixels, retained)
+    for row, at in enumerate(reading.target_at.tolist()):
+        logits = plain.next_logits(ids[:first], ids[first : at + 1], pixels, kept)
+        torch.testing.assert_close(found[row], logits.softmax(-1), atol=1e-5, rtol=1e-3)
+
+
+def test_foresight_is_where_the_base_looks_most(world: World, conversations: list[Conversation]) -> None:
+    """Of attention that transformers gives itself: the strongest look of any answer token, over layers."""
+    base = hub(world.base_path)
+    example, frozen = base.example(conversations[0]), base.frozen(2, 4)
+    reading = base.read([example], frozen, 512)
+    (found,) = foresight(frozen, reading)
+    base.vlm.set_attn_implementation("eager")
+    ids = torch.tensor([_expanded(base, example)])
+    output = base.vlm(input_ids=ids, pixel_values=example.pixels["pixel_values"], output_attentions=True)
+    rows = reading.target_at
+    looks = sum(output.attentions[layer][0].mean(0)[rows] for layer in (2, 3))[:, reading.visual[0]]
+    expected = looks.amax(0) / looks.amax(0).sum()
+    torch.testing.assert_close(found[0], expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("draft", ["text", "base"])
+def test_every_weight_of_the_twig_learns_and_none_of_the_base(
+    world: World, conversations: list[Conversation], draft: Any
+) -> None:
+    base = hub(world.base_path)
+    frozen = base.frozen(2, 4)
+    reading = base.read([base.example(c) for c in conversations[5:8]], frozen, 512)
+    twig = Twig(base.vlm, 2, 2)
+    loss, _ = twig_loss(twig, frozen, reading, Lessons(draft), 0, 0.5)
+    loss.backward()
+    assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in twig.parameters())
+    assert all(weight.grad is None for weight in base.vlm.parameters())
+
+
+@pytest.mark.parametrize("draft", ["text", "base"])
+def test_the_loss_falls_and_the_twig_runs_in_the_engine(
+    family: Any, conversations: list[Conversation], tmp_path: Path, draft: Any
+) -> None:
+    run = own_run(family, conversations, tmp_path / "runs", draft=draft)
+    losses = []
+    step = run._step
+    run._step = lambda number: losses.append(figures := step(number)) or figures  # type: ignore[method-assign]
+    run.train()
+    taught = [figures["loss"] for figures in losses]
+    assert sum(taught[-6:]) < 0.8 * sum(taught[:6])
+    run.write(tmp_path / "twig", draft_threshold=0.0)
+    engine = Engine.from_pretrained(
+        family.base_path, tmp_path / "twig", dtype="float32", config=EngineConfig(governor=False)
+    )
+    asked = Request("the red cat", [conversations[0].open_picture()], SamplingParams(max_tokens=8))
+    (result,) = engine.generate([replace(asked, retained_share=0.6)])
+    assert result.error is None
+    assert result.kept_tokens < result.image_tokens
+    assert result.draft_tokens > 0
+
+
+def test_a_run_that_was_cut_off_goes_on_as_if_not(
+    world: World, conversations: list[Conversation], tmp_path: Path
+) -> None:
+    whole = own_run(world, conversations, tmp_path / "whole", passes=2)
+    whole.train()
+    first = own_run(world, conversations, tmp_path / "parts", passes=2)
+    first.machine = replace(MACHINE, save_s=0.0)
+    step = first._step
+
+    def cut_off(number: int) -> dict[str, float]:
+        if number == 2:
+            raise InterruptedError
+        return step(number)
+
+    first._step = cut_off  # type: ignore[method-assign]
+    with pytest.raises(InterruptedError):
+        first.train()
+    second = own_run(world, conversations, tmp_path / "parts", passes=2)
+    second.train()
+    for name, weight in whole.twig.state_dict().items():
+        torch.testing.assert_close(second.twig.state_dict()[name], weight, msg=name, atol=0, rtol=0)
+    with pytest.raises(ValueError, match=r"learning_rate 0\.003"):
+        own_run(world, conversations, tmp_path / "parts", passes=2, learning_rate=1e-4).train()
+
+
+def test_items_in_one_pass_or_several(
+    world: World, conversations: list[Conversation], tmp_path: Path
+) -> None:
+    run = own_run(world, conversations, tmp_path, passes=3)
+    taken = [item for step in range(run.steps) for item in run.items_of(step)]
+    assert [taken.count(item) for item in range(len(ITEMS))] == [3] * len(ITEMS)
+    with pytest.raises(ValueError, match="less than a batch of 9"):
+        own_run(world, conversations, tmp_path, batch=9, passes=1)
+
+
+def test_what_is_too_long_is_cut_but_not_its_picture(world: World, conversations: list[Conversation]) -> None:
+    base = hub(world.base_path)
+    frozen, example = base.frozen(2, 4), base.example(conversations[1])
+    whole = base.read([example], frozen, 512)
+    (_, end), (second, _) = example.dialogue.answers
+    more = SHAPE.visual_tokens - 1
+    cut = base.read([example], frozen, second + more)
+    assert len(cut.target) == end - example.dialogue.answers[0][0]
+    assert torch.equal(cut.target, whole.target[: len(cut.target)])
+    nothing = base.read([example], frozen, SHAPE.visual_tokens + 8)
+    loss, _ = twig_loss(Twig(base.vlm, 2, 2), frozen, nothing, Lessons(), 0, 1.0)
+    assert loss.item() == 0
+    with pytest.raises(DataError, match=r"item 1 .*picture ends behind the first 8 tokens"):
+        base.read([example], frozen, 8)
+
+
+def test_two_processes_train_the_same_twig_as_one(world: World, data: Path, tmp_path: Path) -> None:
+    """Gradients over gloo, through the command; a part of a batch in each process."""
+    options = [
+        "train", "twig", "--base", str(world.base_path), "--data", str(data), "--fork-layer", "2",
+        "--twig-layers", "1", "--drop-layer", "4", "--batch", "4", "--micro-batch", "1", "--passes", "1",
+        "--learning-rate", "1e-3", "--dtype", "float32", "--threads", "1",
+    ]  # fmt: skip
+    alone, two = (["--runs", str(tmp_path / name), "--out", str(tmp_path / f"{name}-twig")] for name in "ab")
+    command = [sys.executable, "-m", "service.cli", *options]
+    subprocess.run([*command, *alone], check=True, timeout=100)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run([*torchrun, "-m", "service.cli", *options, *two], check=True, timeout=100)
+    first, second = (load_file(tmp_path / f"{name}-twig" / "model.safetensors") for name in "ab")
+    assert first.keys() == second.keys()
+    for name, weight in first.items():
+        torch.testing.assert_close(second[name].float(), weight.float(), atol=1e-2, rtol=1e-2, msg=name)
+
+
+def test_bfloat16_is_computed_in_and_written(
+    world: World, conversations: list[Conversation], tmp_path: Path
+) -> None:
+    machine = replace(MACHINE, dtype="bfloat16", micro_batch=3)
+    recipe = replace(RECIPE, passes=0.5, draft="base")
+    run = OwnTwigRun(world.base_path, conversations, tmp_path, recipe, machine, ALONE)
+    assert {weight.dtype for weight in run.twig.parameters()} == {torch.float32}
+    run.train()
+    run.write(tmp_path / "twig")
+    written = load_file(tmp_path / "twig" / "model.safetensors")
+    assert {weight.dtype for weight in written.values()} == {torch.bfloat16}
+    assert all(torch.isfinite(weight).all() for weight in written.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--base", "."], "--data"),
+        (["--draft", "base"], "--draft goes with --base"),
+        (["--micro-batch", "2", "--data", "d.json"], "--data, --micro-batch goes with --base"),
+        (["--base", ".", "--data", "d.json", "--out", "o", "--warmup", "2"], "warmup"),
+    ],
+)
+def test_options_that_do_not_go_together_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["train", "twig", *options])
+    assert done.exit_code == 2
+    assert told in done.output
+    assert "Traceback" not in done.output
