@@ -5,7 +5,7 @@ place; or colour and pattern), with the output head equal to the embedding, so t
 decoder starts with pictures that it can already read. Then everything but the tower, with a random subset of
 the visual tokens a scene at their own positions (cheap, and the model will meet pruned pictures anyway),
 ending with all of them; then with the visual tokens hidden from layer `DROP_LAYER` on in most steps, so
-that the model learns to have read the picture by then; at last with questions led to the patches they ask about.
+that the model learns to have read the picture by then; at last with questions led to the patches they name.
 """
 
 from __future__ import annotations
