@@ -29,6 +29,41 @@ def seconds(duration: str) -> int:
     return int(duration.removesuffix("s"))
 
 
+def config(folder: Path, text: str, profile: str) -> dict[str, Any]:
+    """What docker-compose makes of it, checked against its schema; no daemon is asked."""
+    tool = shutil.which("docker-compose")
+    if tool is None:
+        pytest.skip("no docker-compose on this machine")
+    copy = folder / "compose.yaml"
+    # Of 2021 on; version 1, which Debian has, does not know it.
+    copy.write_text(text.replace("name: twigserve\n", "", 1))
+    done = subprocess.run(
+        [tool, "--project-directory", str(DOCKER), "-f", str(copy), "--profile", profile, "config"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    if done.returncode != 0:
+        raise ValueError(done.stderr)
+    resolved: dict[str, Any] = yaml.safe_load(done.stdout)
+    return resolved
+
+
+@pytest.mark.parametrize("profile", ["cpu", "gpu"])
+def test_docker_compose_resolves_the_file(tmp_path: Path, profile: str) -> None:
+    resolved = config(tmp_path, (DOCKER / "compose.yaml").read_text(), profile)
+    assert resolved["services"].keys() == SERVICES.keys()
+    assert all(one["read_only"] for one in resolved["services"].values())
+    (models,) = resolved["services"]["worker-gpu"]["volumes"]
+    assert models.endswith("docker/models:/models:ro")
+
+
+def test_docker_compose_refuses_a_misspelt_option(tmp_path: Path) -> None:
+    text = (DOCKER / "compose.yaml").read_text().replace("stop_grace_period", "stop_grace_time")
+    with pytest.raises(ValueError, match="stop_grace_time"):
+        config(tmp_path, text, "cpu")
+
+
 def test_two_of_each_run_by_default() -> None:
     assert (DOCKER / ".env").read_text().splitlines()[-1] == "COMPOSE_PROFILES=cpu"
     others = {"nginx", "redis", "prometheus", "grafana"}
