@@ -18,6 +18,7 @@ from service.cli import app
 from tests.e2e.service_process import ROOT
 from tests.service.gateway_fixture import Live
 from tests.service.scripted_worker import WORDS, ScriptedWorker
+from tests.service.test_describe import PNG
 
 EXAMPLES = ROOT / "docs/examples"
 PICTURE = str(ROOT / "docs/samples/castle.png")
@@ -47,11 +48,20 @@ async def test_curl(live: Live, worker: ScriptedWorker) -> None:
     assert len(worker.jobs) == 3
 
 
-@pytest.mark.parametrize(("name", "answers"), [("client.py", 3), ("openai_client.py", 1), ("batch.py", 1)])
+@pytest.mark.parametrize(("name", "answers"), [("client.py", 3), ("openai_client.py", 1)])
 async def test_python(live: Live, worker: ScriptedWorker, name: str, answers: int) -> None:
     said = await run([sys.executable, str(EXAMPLES / name), live.url, PICTURE])
     assert said.count(TEXT) == answers
     assert len(worker.jobs) == answers
+
+
+async def test_a_batch(live: Live, worker: ScriptedWorker, tmp_path: Path) -> None:
+    """With small pictures, as this gateway takes only small files."""
+    pictures = [str(tmp_path / name) for name in ("a.png", "b.png")]
+    for picture in pictures:
+        Path(picture).write_bytes(PNG)
+    said = await run([sys.executable, str(EXAMPLES / "batch.py"), live.url, *pictures])
+    assert said.splitlines() == [f"{picture} {TEXT}" for picture in pictures]
 
 
 def test_the_guide_names_no_option_that_is_not_there() -> None:
