@@ -55,13 +55,18 @@ async def test_python(live: Live, worker: ScriptedWorker, name: str, answers: in
     assert len(worker.jobs) == answers
 
 
-async def test_a_batch(live: Live, worker: ScriptedWorker, tmp_path: Path) -> None:
-    """With small pictures, as this gateway takes only small files."""
-    pictures = [str(tmp_path / name) for name in ("a.png", "b.png")]
-    for picture in pictures:
-        Path(picture).write_bytes(PNG)
-    said = await run([sys.executable, str(EXAMPLES / "batch.py"), live.url, *pictures])
-    assert said.splitlines() == [f"{picture} {TEXT}" for picture in pictures]
+@pytest.fixture
+def small_pictures(tmp_path: Path) -> list[str]:
+    """The gateway of the tests takes only small files of requests."""
+    paths = [tmp_path / name for name in ("a.png", "b.png")]
+    for path in paths:
+        path.write_bytes(PNG)
+    return [str(path) for path in paths]
+
+
+async def test_a_batch(live: Live, worker: ScriptedWorker, small_pictures: list[str]) -> None:
+    said = await run([sys.executable, str(EXAMPLES / "batch.py"), live.url, *small_pictures])
+    assert said.splitlines() == [f"{picture} {TEXT}" for picture in small_pictures]
 
 
 def test_the_guide_names_no_option_that_is_not_there() -> None:
