@@ -6,6 +6,7 @@ Knows nothing of how requests were sent. `due_s` and `end_s` count from the star
 from __future__ import annotations
 
 import collections
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,11 +52,10 @@ class Objective:
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """Nearest rank; 0 of nothing."""
+    """Nearest rank, the least value that so many percent do not exceed; 0 of nothing."""
     if not values:
         return 0.0
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(percent / 100 * len(ordered)))]
+    return sorted(values)[max(1, math.ceil(percent * len(values) / 100)) - 1]
 
 
 def milliseconds(values_s: Iterable[float]) -> dict[str, float]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from model.memory import Slabs
+from model.pages import zeros
 
 GROUPS = ("full", "kept", "text")
 # Slabs grow in steps of this many tokens: growing copies, so it must be rare.
@@ -117,7 +118,8 @@ class LayerGroup:
     def resize(self, slots: int, capacity: int) -> None:
         """Another slab that holds what fits of this one; for a moment there are both."""
         rows, tokens = min(slots, self.slots), min(capacity, self.capacity)
-        resized = self.slab.new_zeros(self.layers, slots, capacity, self.slab.shape[3])
+        shape = (self.layers, slots, capacity, self.slab.shape[3])
+        resized = zeros(shape, self.slab.dtype, self.slab.device)
         resized[:, :rows, :tokens] = self.slab[:, :rows, :tokens]
         self.slab = resized
         self.lengths = (self.lengths + [0] * slots)[:slots]

@@ -17,10 +17,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.broker.base import Rate
 from service.callers import ANONYMOUS, Caller
 from service.errors import ApiError, RateLimited, TooBusy, Unauthorized, error_response
-from service.gateway import Gateway, queue_errors
+from service.gateway import Gateway
 from service.keys import KeyRing
 from service.middleware import drain
 from service.openapi import GUARDED
+from service.queue_errors import queue_errors
 
 
 class Authentication:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from service.broker.batches import BatchStore, StoredBatch
 from service.callers import Caller
 from service.errors import ApiError, BadField, NotFound, TooLarge, field_error
-from service.gateway import queue_errors
+from service.queue_errors import queue_errors
 from service.schemas_batch import (
     BatchBody,
     BatchError,

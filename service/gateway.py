@@ -11,30 +11,27 @@ import contextlib
 import re
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from service.admission import Admission, check_possible, refusal
 from service.answers import Answer, job_error
 from service.broker.base import (
     BrokerError,
-    Diverged,
     GatewayBroker,
     Idempotency,
-    JobNotFound,
     Reservation,
-    Unreadable,
 )
 from service.callers import ANONYMOUS, Caller, priority_of
 from service.errors import (
     DeadlineExceeded,
     IdempotencyConflict,
     NotFound,
-    NoWorker,
     QueueDown,
     Stopping,
     Unavailable,
 )
+from service.fleet import Fleet, Look, open_card
 from service.image_pool import ImagePool
 from service.image_url import FetchLimits, ImageFetcher, ImageUrl
 from service.images import ImageLimits, PreparedImage
@@ -42,16 +39,14 @@ from service.intake import Picture, Submission
 from service.metrics import GatewayMetrics
 from service.params import TextLimits, job_params
 from service.prediction import predicted_tokens
-from service.protocol import Event, ImageRef, Job, JobStatus, ModelCard, QueueStats, WorkerInfo
+from service.protocol import Event, ImageRef, Job, JobStatus, ModelCard, WorkerInfo
+from service.queue_errors import RETRY_AFTER_S, queue_errors
 from service.request_tracing import request_tracing
 from service.settings import GatewaySettings
 
-RETRY_AFTER_S = 5
 JOB_ID = re.compile(r"[a-z]{1,16}-[0-9a-f]{32}")
 # The worker ends a job at its deadline; the gateway steps in only where no worker did.
 DEADLINE_GRACE_S = 2.0
-
-Look = tuple[QueueStats, list[WorkerInfo]]
 
 
 @dataclass(frozen=True)
@@ -72,8 +67,7 @@ class Gateway:
         self.admission = Admission(settings.max_open_requests)
         limits = ImageLimits(settings.max_image_bytes, settings.max_pixels)
         self._draining = self._released = False
-        self._seen: Look | None = None
-        self._seen_at = 0.0
+        self.fleet = Fleet(broker)
         self.images = ImagePool(limits, settings.decode_processes)
         self.fetcher = ImageFetcher(
             FetchLimits(settings.image_url_hosts, settings.max_image_bytes, settings.image_url_timeout_s)
@@ -92,26 +86,14 @@ class Gateway:
         self.broker.release()
 
     async def look(self, max_age_s: float = 0.0) -> Look:
-        """The queue, and the workers that take new jobs; or what was seen so long ago at most.
-
-        A burst then costs one look, not one for each request and each worker of the fleet.
-        """
-        if self._seen is None or time.monotonic() - self._seen_at >= max_age_s:
-            began = time.monotonic()
-            with queue_errors():
-                queue = await self.broker.queue_stats()
-                workers = [worker for worker in await self.broker.workers() if not worker.draining]
-            self._seen, self._seen_at = (queue, workers), began
-        return self._seen
+        """The queue, and the workers that take new jobs; or what was seen so long ago at most."""
+        return await self.fleet.look(max_age_s)
 
     async def ready(self, max_age_s: float = 0.0, *, without_workers: bool = False) -> Look:
         """As `look`, with at least one worker unless it goes without, else 503."""
         if self._draining:
             raise Stopping("This gateway is stopping.", retry_after_s=RETRY_AFTER_S)
-        queue, workers = await self.look(max_age_s)
-        if not workers and not without_workers:
-            raise NoWorker("No worker is ready.", retry_after_s=RETRY_AFTER_S)
-        return queue, workers
+        return await self.fleet.ready(max_age_s, without_workers=without_workers)
 
     async def submit(
         self,
@@ -283,29 +265,3 @@ def _stopping(job: Job) -> Stopping:
     return Stopping(
         f"This gateway is stopping; the answer goes on at /v1/jobs/{job.id}.", retry_after_s=RETRY_AFTER_S
     )
-
-
-def open_card(workers: Sequence[WorkerInfo], model: str | None) -> ModelCard:
-    """The card of the model that would run a job now."""
-    cards = [worker.card for worker in sorted(workers, key=lambda worker: worker.worker_id)]
-    cards = [card for card in cards if model in (None, card.model_id)]
-    if not cards:
-        raise NotFound(f"No model '{model}' is served.", param="model", code="model_not_found")
-    return cards[0]
-
-
-@contextlib.contextmanager
-def queue_errors() -> Iterator[None]:
-    """The broker's errors as the client is told of them."""
-    try:
-        yield
-    except (JobNotFound, StopAsyncIteration) as lost:
-        raise Unavailable("The queue lost this job.", code="job_lost", retry_after_s=RETRY_AFTER_S) from lost
-    except (Diverged, Unreadable) as broken:
-        code = "events_lost" if isinstance(broken, Diverged) else "newer_version"
-        message = (
-            "The queue lost a part of this answer." if code == "events_lost" else "A newer version is needed."
-        )
-        raise Unavailable(message, code=code, retry_after_s=RETRY_AFTER_S) from broken
-    except BrokerError as down:
-        raise QueueDown("The queue is not reachable.", retry_after_s=RETRY_AFTER_S) from down

@@ -162,7 +162,7 @@ class WorkerSettings(_Settings):
     device: str = "cpu"
     """cpu or cuda."""
     dtype: str = "auto"
-    """float32, bfloat16, float16, or auto: bfloat16 where the device or native kernels have it, else float32."""
+    """float32, bfloat16, float16, or auto: bfloat16 where device or native kernels have it, else float32."""
     threads: int | None = Field(None, ge=1)
     """Threads of torch; unset leaves it to torch."""
     max_batch: int = Field(8, ge=1)

@@ -119,7 +119,12 @@ def test_routes_never_see_the_implementation_of_the_broker() -> None:
 
 def test_protocol_lies_below_everything() -> None:
     assert not complaints(
-        [one for one in imports(ROOT / "service/protocol.py") if one.of("service", "model")]
+        [
+            one
+            for module in (ROOT / "service/protocol").glob("*.py")
+            for one in imports(module)
+            if one.of("service", "model") and not one.of("service.protocol")
+        ]
     )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from model.checkpoint import layer_shapes
 from model.decoder import DecoderShape
 from model.native.library import load_library
-from model.native.pages import Arena
+from model.pages import Arena
 
 PASSES = 7
 

@@ -3,17 +3,20 @@
 One thing is changed at a time from a centre. The modes take turns, each point is warmed up once, answers are
 forced to their length, and figures are medians. What pictures leave in trunk and twig is remembered between
 runs, so that the time goes to decoding. `python -m model.bench.sweep`; `sweep_report` writes the table.
+Each finished point is a line of a file: a sweep that was broken off, or out of `--seconds`, goes on there.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -61,7 +64,7 @@ class Plan:
     centre: Point = Point()
     threads: int = 2
     repeats: int = 2
-    dtype: str = "bfloat16"
+    dtype: str = "auto"
 
     def points(self) -> list[tuple[str, Point]]:
         found = [
@@ -128,9 +131,52 @@ def row_of(axis: str, point: Point, figures: dict[str, Figures]) -> dict[str, An
     }
 
 
-def run_sweep(models: Sequence[str], plan: Plan, tick: Callable[[str], None]) -> dict[str, Any]:
+class Notes:
+    """Finished points by model and point, each written down at once. path None: in memory alone."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+        self.rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+        if path is not None and path.exists():
+            for line in path.read_text().splitlines():
+                row = json.loads(line)
+                self.rows[self._key(row["model"], row)] = row
+
+    @staticmethod
+    def _key(model: str, point: dict[str, Any]) -> tuple[Any, ...]:
+        return (model, *(point[field.name] for field in fields(Point)))
+
+    def get(self, model: str, point: Point) -> dict[str, Any] | None:
+        """A point that several axes share is measured once."""
+        return self.rows.get(self._key(model, asdict(point)))
+
+    def put(self, model: str, point: Point, row: dict[str, Any]) -> None:
+        self.rows[self._key(model, asdict(point))] = row
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+class OutOfTimeError(Exception):
+    """What is finished is in the notes."""
+
+
+def run_sweep(
+    models: Sequence[str],
+    plan: Plan,
+    tick: Callable[[str], None],
+    notes: Notes | None = None,
+    out_of_time: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Raises OutOfTimeError between two points."""
+    notes = notes or Notes()
     with tempfile.TemporaryDirectory() as scratch:
-        results = [row for model in models for row in _sweep_model(model, plan, Path(scratch), tick)]
+        results = [
+            row
+            for model in models
+            for row in _sweep_model(model, plan, Path(scratch), tick, notes, out_of_time)
+        ]
     spread = statistics.median(row["governed_to_off"] or 1.0 for row in results)
     return {
         "machine": machine(plan.threads) | {"repeats": plan.repeats, "dtype": plan.dtype},
@@ -140,27 +186,45 @@ def run_sweep(models: Sequence[str], plan: Plan, tick: Callable[[str], None]) ->
 
 
 def _sweep_model(
-    model: str, plan: Plan, scratch: Path, tick: Callable[[str], None]
+    model: str,
+    plan: Plan,
+    scratch: Path,
+    tick: Callable[[str], None],
+    notes: Notes,
+    out_of_time: Callable[[], bool],
 ) -> Iterator[dict[str, Any]]:
+    sweep = None
+    for axis, point in plan.points():
+        row = notes.get(model, point)
+        if row is None:
+            if out_of_time():
+                raise OutOfTimeError
+            sweep = sweep or _sweep_of(model, plan, scratch)
+            row = {"model": model} | row_of(axis, point, sweep.measure(point))
+            notes.put(model, point, row)
+        yield row | {"axis": axis}
+        tick(f"{model} {axis}")
+
+
+def _sweep_of(model: str, plan: Plan, scratch: Path) -> Sweep:
     base, twig = find_model(BenchConfig(model=model), scratch, lambda _line, _share: None)
     if twig is None:
         raise ValueError(f"{model} has no twig: there is nothing to sweep")
-    sweep = Sweep(base, twig, plan)
-    for axis, point in plan.points():
-        yield {"model": model} | row_of(axis, point, sweep.measure(point))
-        tick(f"{model} {axis}")
+    return Sweep(base, twig, plan)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Decode speed over batch, R-bar, drafts, prompt and answer.")
-    parser.add_argument("--model", action="append", help="embedded, mid; repeatable; both by default")
+    parser.add_argument("--model", action="append", help="embedded, mid; repeatable; embedded by default")
     parser.add_argument("--out", type=Path, default=Path("docs"), help="where performance.md goes")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="two points an axis: does it run")
+    parser.add_argument("--notes", type=Path, default=Path("build/sweep.jsonl"), help="finished points")
+    parser.add_argument("--seconds", type=float, help="stop after the point in which they end")
     options = parser.parse_args()
     axes = {axis: values[:2] for axis, values in AXES.items()} if options.quick else AXES
-    models = options.model or ["embedded", "mid"]
+    models = options.model or ["embedded"]
     plan = Plan(axes, threads=options.threads, repeats=options.repeats)
     with tqdm(total=len(models) * len(plan.points()), unit="point") as bar:
 
@@ -168,8 +232,12 @@ def main() -> None:
             bar.set_description_str(line)
             bar.update()
 
-        report = run_sweep(models, plan, tick)
-    command = " ".join(["python -m model.bench.sweep", *sys.argv[1:]])
+        end_s = time.monotonic() + (options.seconds or float("inf"))
+        try:
+            report = run_sweep(models, plan, tick, Notes(options.notes), lambda: time.monotonic() > end_s)
+        except OutOfTimeError:
+            sys.exit(f"out of time; run it again to go on from {options.notes}")
+    command = " ".join(["python -m model.bench.sweep", *(f"--model {model}" for model in models)])
     print(write_report(report, options.out, command))
 
 

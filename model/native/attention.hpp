@@ -10,6 +10,7 @@ namespace {
 
 constexpr int QUERIES = 16;  // rows that share one walk over the keys
 constexpr int TILE = 64;     // tokens of the walk that are kept near
+constexpr int AHEAD = 8;     // tokens that are fetched before they are needed
 
 struct Shape {
   int32_t hidden, intermediate, heads, kv_heads, head_dim, threads;
@@ -78,6 +79,12 @@ inline float softmax(float* scores, int count) {  // to exponentials; returns on
 }
 
 // One query's products with `count` keys, V of them at a time: their sums over the lanes are taken together.
+// Rows of a slab lie apart, which no prefetcher of the processor sees through.
+template <int DIM, class T>
+inline void fetch(const T* row) {
+  for (unsigned byte = 0; byte < DIM * sizeof(T); byte += 64) __builtin_prefetch(reinterpret_cast<const char*>(row) + byte);
+}
+
 template <int DIM, class T>
 inline void score(const float* query, const T* keys, int64_t stride, int count, int dim, float* scores) {
   if constexpr (DIM == 0) {
@@ -92,6 +99,8 @@ inline void score(const float* query, const T* keys, int64_t stride, int count, 
       vf sums[V];
       for (int i = 0; i < V; ++i) at[i] = keys + std::min(t + i, count - 1) * stride;
       for (int i = 0; i < V; ++i) sums[i] = vf{};
+      if (stride != DIM)
+        for (int i = 0; i < V; ++i) fetch<DIM>(at[i] + V * stride);
       for (int d = 0; d < DIM; d += V) {
         vf part = load(query + d);
         for (int i = 0; i < V; ++i) sums[i] += part * load(at[i] + d);
@@ -113,17 +122,19 @@ inline void weigh(const float* weights, const T* values, int64_t stride, int cou
     for (int from = 0; from < DIM; from += PARTS * V) {
       vf held[PARTS];
       for (int i = 0; i < PARTS; ++i) held[i] = load(sums + from + i * V);
-      for (int t = 0; t < count; ++t)
+      for (int t = 0; t < count; ++t) {
+        if (stride != DIM) fetch<PARTS * V>(values + (t + AHEAD) * stride + from);
         for (int i = 0; i < PARTS; ++i) held[i] += weights[t] * load(values + t * stride + from + i * V);
+      }
       std::memcpy(sums + from, held, sizeof held);
     }
   }
 }
 
 // What several queries read is made wide once. [count, dim]
-template <class W>
+template <int DIM, class W>
 inline void widen(const W* rows, int64_t stride, int count, int dim, float* to) {
-  for (int t = 0; t < count; ++t)
+  for (int t = 0; t < count; ++t, fetch<DIM>(rows + (t + AHEAD) * stride))
     for (int d = 0; d < dim; ++d) to[t * dim + d] = wide(rows[t * stride + d]);
 }
 
@@ -148,7 +159,7 @@ void attend(const Head<W>& task, int from, int count, const Room& room, const Bl
     for (int t = 0; t < seen[count - 1]; t += TILE) {
       const W* rows = rows_at(t);
       int tokens = std::min(TILE, seen[count - 1] - t);
-      if (count > 1) widen(rows, stride, tokens, dim, room.tile);
+      if (count > 1) widen<DIM>(rows, stride, tokens, dim, room.tile);
       for (int q = 0; q < count; ++q) {
         int visible = std::min(tokens, seen[q] - t);
         if (visible <= 0) continue;

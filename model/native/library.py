@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from model.native.build import find_or_compile
-from model.native.pages import Arena, in_lines
+from model.pages import Arena, in_lines
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from model.cache import LayerGroup, Offsets
 from model.decoder import DecoderLayer, DecoderShape, Head
 from model.native.library import DTYPES, LayerC, Library, ShapeC, WorkC, int32s, return_free_memory
-from model.native.pages import Arena, in_lines
+from model.pages import Arena, in_lines
 
 
 def supports(shape: DecoderShape, dtype: torch.dtype, device: torch.device) -> bool:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from service.cli.options import Device, DropLayer, Dtype, ForkLayer, Threads, Twig, Vlm, plain_errors
+from service.cli.groups import grouped
+from service.cli.options import EngineOptions, plain_errors
 
 if TYPE_CHECKING:
     from model.evaluate import Asker, Item
@@ -29,6 +30,7 @@ class Split(StrEnum):
     TEST, VALIDATION, UNSEEN = "test", "validation", "unseen"
 
 
+@grouped
 def evaluate(
     sprites: Art = Path("data/sprites.npy"),
     scenes: Annotated[int, typer.Option(min=1, help="Scenes of the split; five items each.")] = 60,
@@ -49,13 +51,6 @@ def evaluate(
     retained_tokens: Annotated[
         list[int] | None, typer.Option(help="Budgets beside the unpruned model; repeatable.")
     ] = None,
-    vlm: Vlm = None,
-    twig: Twig = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    threads: Threads = None,
-    fork_layer: ForkLayer = None,
-    drop_layer: DropLayer = None,
     answers: Annotated[
         Path | None,
         typer.Option(
@@ -73,6 +68,8 @@ def evaluate(
         Path, typer.Option(help="For the page: what `python -m model.train.ablations` has written.")
     ] = Path("runs/ablations.json"),
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object last.")] = False,
+    *,
+    engine: EngineOptions,
 ) -> None:
     """How well a checkpoint sees, unpruned and by each way of pruning at equal budgets."""
     with plain_errors():
@@ -80,7 +77,13 @@ def evaluate(
         from model.evaluate import Answers, Asker, Loader, own_items, print_table, scenes_bench
 
         loader = Loader(
-            vlm or "embedded", twig, device or "cpu", dtype or "auto", threads, fork_layer, drop_layer
+            engine.vlm or "embedded",
+            engine.twig,
+            engine.device or "cpu",
+            engine.dtype or "auto",
+            engine.threads,
+            engine.fork_layer,
+            engine.drop_layer,
         )
         items = own_items(data, images) if data else scenes_bench(sprites, scenes, split.value)
         if page and answers is None:

@@ -27,6 +27,8 @@ def bench(
     twig: Twig = None,
     cache: Annotated[str | None, typer.Option(help="Keeps `mid` in this directory for the next run.")] = None,
     batch: Annotated[list[int] | None, typer.Option(min=1, help="Repeatable; 1 and 8 by default.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Repeatable; all by default.")] = None,
+    pictures: Annotated[int, typer.Option(min=1, help="How many, one by one, at batch 1.")] = 4,
     max_tokens: int = 128,
     threads: int = 2,
     dtype: Annotated[str, typer.Option(help="Of our side.")] = "auto",
@@ -50,13 +52,15 @@ def bench(
         )
         return
     with plain_errors():
-        from model.bench import BenchConfig, print_table, run_bench
+        from model.bench import METHODS, BenchConfig, print_table, run_bench
 
         config = BenchConfig(
             model=vlm,
             twig=twig,
             cache=cache,
             batch=tuple(batch or (1, 8)),
+            methods=tuple(method or METHODS),
+            pictures=pictures,
             max_tokens=max_tokens,
             threads=threads,
             dtype=dtype,

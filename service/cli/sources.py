@@ -90,7 +90,7 @@ class LocalSource:
         spec = ImageSpec(**self.image_spec(self._engine.card.model_id))
         try:
             check_size(picture, limits)
-            return fit(decode(picture, sniff(picture), limits), spec)
+            return fit(decode(picture, sniff(picture), limits, spec), spec)
         except ApiError as error:
             raise PictureRefused(error.message) from error
 

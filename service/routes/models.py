@@ -40,7 +40,7 @@ class ModelList(BaseModel):
 
 
 def served(workers: Sequence[WorkerInfo]) -> list[Model]:
-    """One entry a model id. Where cards differ, the one that `gateway.open_card` checks requests against."""
+    """One entry a model id. Where cards differ, the one that `fleet.open_card` checks requests against."""
     by_id: dict[str, list[WorkerInfo]] = {}
     for worker in sorted(workers, key=lambda worker: worker.worker_id):
         by_id.setdefault(worker.card.model_id, []).append(worker)

@@ -76,6 +76,7 @@ export class AnswerPanel {
   begin(picture, card) {
     this.fresh = false;
     this.answer.replaceChildren();
+    this.kind = null;
     this.error.hidden = true;
     this.mixedLegend.hidden = true;
     this.tiles.begin(0);
@@ -107,7 +108,10 @@ export class AnswerPanel {
     this.tiles.round(round, at);
     for (const { text, kind, title } of coloured(round)) {
       if (kind === KINDS.mixed) this.mixedLegend.hidden = false;
-      this.answer.append(make("span", { className: `token ${kind}`, title }, text));
+      // The space before a run is nobody's: coloured, it would hang at the end of a line.
+      const space = kind === this.kind ? "" : text.match(/^\s*/)[0];
+      this.kind = kind;
+      this.answer.append(space, make("span", { className: `token ${kind}`, title }, text.slice(space.length)));
     }
   }
 

@@ -63,7 +63,7 @@ with open(${quote(file)}, "rb") as picture, httpx.stream(
 // Runs as it is in Node, Deno and Bun; in a page the file comes from the visitor.
 function javascript({ url, file, fields, withKey }) {
   const lines = Object.entries(fields).map(([name, value]) => `form.append(${quote(name)}, ${quote(String(value))});`);
-  const headers = withKey ? ", headers: { Authorization: `Bearer ${process.env.TWIGSERVE_API_KEY}` }" : "";
+  const headers = withKey ? "\n  headers: { Authorization: `Bearer ${process.env.TWIGSERVE_API_KEY}` }," : "";
   return `// Save as request.mjs and run: node request.mjs
 import { readFile } from "node:fs/promises";
 
@@ -72,7 +72,10 @@ const form = new FormData();
 form.append("image", new Blob([await readFile(${quote(file)})]), ${quote(file)});
 ${lines.join("\n")}
 
-const response = await fetch(${quote(url)}, { method: "POST", body: form${headers} });
+const response = await fetch(${quote(url)}, {
+  method: "POST",
+  body: form,${headers}
+});
 if (!response.ok) throw new Error((await response.json()).error.message);
 
 const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import re
+from pathlib import Path
 
 import pytest
 
@@ -33,3 +35,9 @@ def test_a_burst_comes_at_once() -> None:
     times = list(bursts(random.Random(1), RATE, SECONDS))
     together = sum(BURST_EVERY_S / 2 <= at < BURST_EVERY_S / 2 + 0.1 for at in times)
     assert together >= RATE * BURST_EVERY_S / 2
+
+
+def test_the_readme_lists_every_scenario_and_what_it_offers() -> None:
+    page = (Path(__file__).resolve().parents[2] / "loadtest/README.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \|.*\| ([\d.]+) \|$", page, re.MULTILINE)
+    assert {name: float(share) for name, share in rows} == {one.name: one.share for one in SCENARIOS.values()}

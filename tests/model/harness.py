@@ -80,10 +80,10 @@ class World:
     def reference(self) -> Reference:
         return Reference(self.base_path, self.twig_path, self.twig)
 
-    def engine(self, *, twig: bool = True, **config: Any) -> Engine:
+    def engine(self, *, twig: bool = True, dtype: str = "float32", **config: Any) -> Engine:
         settings = EngineConfig(**({"max_batch": 8, "governor": False} | config))
         return Engine.from_pretrained(
-            self.base_path, self.twig_path if twig else None, device="cpu", dtype="float32", config=settings
+            self.base_path, self.twig_path if twig else None, device="cpu", dtype=dtype, config=settings
         )
 
     def prompt(self, seed: int, *parts: int | str) -> Prompt:

@@ -215,6 +215,28 @@ def test_a_library_that_others_may_have_written_is_not_loaded(
     tmp_path.chmod(0o700)
 
 
+def test_an_image_carries_a_library_for_every_level(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Which is taken is the running machine's choice; a lower one does where its own cannot be had."""
+    made: list[str] = []
+    monkeypatch.setattr(build, "PREBUILT", tmp_path)
+    monkeypatch.setattr(build, "cache_directory", lambda: tmp_path / "none")
+    monkeypatch.setattr(build.shutil, "which", lambda _name: "/usr/bin/g++")
+    monkeypatch.setattr(build, "_run", lambda command: made.append(command[-1]) or Path(command[-1]).touch())
+    monkeypatch.setattr(build, "level", lambda: "AVX2")
+    tmp_path.chmod(0o700)
+    build.main()
+    assert {path.name for path in tmp_path.iterdir()} == {build.library_name(name) for name in build.LEVELS}
+    assert build.find() == tmp_path / build.library_name("AVX2")
+    monkeypatch.setattr(build, "level", lambda: "AVX512")
+    assert build.find_or_compile() == tmp_path / build.library_name("AVX512")
+    (tmp_path / build.library_name("AVX512")).unlink()
+    monkeypatch.setattr(build.shutil, "which", lambda _name: None)
+    assert build.obtainable() == "compiled"
+    assert build.find_or_compile() == tmp_path / build.library_name("AVX2")
+    (tmp_path / build.library_name("AVX2")).unlink()
+    assert (build.obtainable(), build.find_or_compile()) == (None, None)
+
+
 def test_a_compiler_that_fails_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     broken = tmp_path / "kernels.cpp"
     broken.write_text("int main( {")

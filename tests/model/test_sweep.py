@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from model.bench import sweep
-from model.bench.sweep import AXES, MODES, Plan, Point, run_sweep
+from model.bench.sweep import AXES, MODES, Notes, OutOfTimeError, Plan, Point, run_sweep
 from model.bench.sweep_report import write_report
 from tests.model.harness import World
 
@@ -20,6 +20,30 @@ def test_a_point_for_every_value_and_one_change_at_a_time() -> None:
     for axis, point in points:
         changed = {name for name in AXES if getattr(point, name) != getattr(centre, name)}
         assert changed <= {axis}
+
+
+def test_a_sweep_goes_on_where_it_was_broken_off(
+    tame: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a point that two axes share is measured once."""
+    monkeypatch.setattr(sweep, "find_model", lambda *_args: (tame.base_path, tame.twig_path))
+    plan = Plan(
+        {"batch": (1, 2), "answer_tokens": (6,)},
+        Point(retained_tokens=8, answer_tokens=6),
+        threads=1,
+        repeats=1,
+        dtype="float32",
+    )
+    path, measured = tmp_path / "deep" / "notes.jsonl", []
+    one = sweep.Sweep.measure
+    monkeypatch.setattr(
+        sweep.Sweep, "measure", lambda self, point: measured.append(point) or one(self, point)
+    )
+    with pytest.raises(OutOfTimeError):
+        run_sweep(["tiny"], plan, lambda _line: None, Notes(path), lambda: len(measured) == 1)
+    report = run_sweep(["tiny"], plan, lambda _line: None, Notes(path))
+    assert len(measured) == 2
+    assert sorted(row["axis"] for row in report["results"]) == ["answer_tokens", "batch", "batch"]
 
 
 def test_the_page(tame: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,7 @@ async def pool() -> AsyncIterator[ImagePool]:
 @pytest.fixture(scope="module")
 def giant() -> bytes:
     """50 million pixels: as slow as a picture may be."""
-    return encoded(Image.new("RGB", (8000, 6250), (30, 90, 200)), "JPEG")
+    return encoded(Image.new("RGB", (8000, 6250), (30, 90, 200)), "PNG")
 
 
 async def stopped(pool: ImagePool) -> int:

@@ -6,16 +6,20 @@ import contextlib
 import struct
 import zlib
 from io import BytesIO
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from service import images
 from service.errors import TooLarge, UndecodableImage, Unprocessable, UnsupportedMedia
-from service.images import ImageLimits, PreparedImage, prepare
+from service.images import ImageLimits, PreparedImage, decode, prepare
 from service.protocol import DynamicSize, ImageSpec
 from tests.service.pictures import encoded, huge_png, noise
 
+SAMPLE = Path(__file__).resolve().parents[2] / "docs/samples/dog.png"
 LIMITS = ImageLimits(max_bytes=4_000_000, max_pixels=2_000_000)
 SQUARE = ImageSpec(height=48, width=48, fit="stretch")
 FITS = [
@@ -266,3 +270,30 @@ def test_hostile_bytes_never_escape_the_tree() -> None:
                 broken[at] = rng.integers(0, 256)
             with contextlib.suppress(TooLarge, UndecodableImage):
                 prepare(bytes(broken), SQUARE, LIMITS)
+
+
+@pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
+@pytest.mark.parametrize("turn", [1, 6])
+def test_a_large_jpeg_is_decoded_smaller_and_looks_the_same(fit: Any, turn: int) -> None:
+    """Off by less than the JPEG is from the picture it was made of; and what is not large is exact."""
+    spec = ImageSpec(height=48, width=48, fit=fit)
+    with Image.open(SAMPLE) as sample:
+        photo = sample.convert("RGB").resize((640, 480))
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    data = BytesIO()
+    photo.save(data, "JPEG", quality=85, exif=exif)
+    shown = photo if turn == 1 else photo.transpose(Image.Transpose.ROTATE_270)
+    assert decode(data.getvalue(), "JPEG", LIMITS, spec).size == tuple(side // 8 for side in shown.size)
+    ours = prepare(data.getvalue(), spec, LIMITS).rgb
+    with Image.open(data) as whole:
+        exact = images.fit(images.upright(whole).convert("RGB"), spec).tobytes()
+    assert mean_difference(ours, exact) < mean_difference(exact, images.fit(shown, spec).tobytes()) + 1
+    near = ImageSpec(height=400, width=400, fit=fit)
+    with Image.open(data) as whole:
+        exact = images.fit(images.upright(whole).convert("RGB"), near).tobytes()
+    assert prepare(data.getvalue(), near, LIMITS).rgb == exact
+
+
+def mean_difference(one: bytes, other: bytes) -> float:
+    return float(np.abs(np.frombuffer(one, np.uint8).astype(int) - np.frombuffer(other, np.uint8)).mean())

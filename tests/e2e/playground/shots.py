@@ -31,6 +31,9 @@ def main() -> None:
 
 
 def take_all(browser: Browser, url: str, folder: Path, scene: str) -> None:
+    warm = opened(browser, url, scene, viewport=DESKTOP)
+    answer(warm)  # a worker's first answer takes longer than any other
+    warm.close()
     for theme in ("light", "dark"):
         page = opened(browser, url, scene, color_scheme=theme, viewport=DESKTOP)
         answer(page)
@@ -64,7 +67,7 @@ def answer(page: Page) -> None:
 def shoot(page: Page, path: Path) -> None:
     page.evaluate("scrollTo(0, 0)")
     shot = Image.open(io.BytesIO(page.screenshot(full_page=True)))
-    shot.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+    shot.convert("RGB").quantize(256, kmeans=2, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ Knows bytes, not weights.
 from __future__ import annotations
 
 import ctypes
+import math
 import sys
 
 import torch
@@ -36,6 +37,14 @@ class Arena:
             raise ValueError(f"the arena has {piece.numel()} bytes left, not {size_bytes}")
         self._at += in_lines(size_bytes)
         return piece.view(dtype)
+
+
+def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """As torch's, in huge pages on a CPU."""
+    elements = math.prod(shape)
+    if device.type != "cpu" or not elements:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return Arena(elements * dtype.itemsize).take(elements, dtype).view(shape).zero_()
 
 
 def in_lines(size_bytes: int) -> int:

@@ -1,0 +1,52 @@
+"""The queue and the workers as this gateway sees them, and which of them a request is checked against.
+
+Must not know: requests.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from service.broker.base import GatewayBroker
+from service.errors import NotFound, NoWorker
+from service.protocol import ModelCard, QueueStats, WorkerInfo
+from service.queue_errors import RETRY_AFTER_S, queue_errors
+
+Look = tuple[QueueStats, list[WorkerInfo]]
+
+
+class Fleet:
+    def __init__(self, broker: GatewayBroker) -> None:
+        self._broker = broker
+        self._seen: Look | None = None
+        self._seen_at = 0.0
+
+    async def look(self, max_age_s: float = 0.0) -> Look:
+        """The queue, and the workers that take new jobs; or what was seen so long ago at most.
+
+        A burst then costs one look, not one for each request and each worker of the fleet.
+        """
+        if self._seen is None or time.monotonic() - self._seen_at >= max_age_s:
+            began = time.monotonic()
+            with queue_errors():
+                queue = await self._broker.queue_stats()
+                workers = [worker for worker in await self._broker.workers() if not worker.draining]
+            self._seen, self._seen_at = (queue, workers), began
+        return self._seen
+
+    async def ready(self, max_age_s: float = 0.0, *, without_workers: bool = False) -> Look:
+        """As `look`, with at least one worker unless it goes without, else 503."""
+        queue, workers = await self.look(max_age_s)
+        if not workers and not without_workers:
+            raise NoWorker("No worker is ready.", retry_after_s=RETRY_AFTER_S)
+        return queue, workers
+
+
+def open_card(workers: Sequence[WorkerInfo], model: str | None) -> ModelCard:
+    """The card of the model that would run a job now."""
+    cards = [worker.card for worker in sorted(workers, key=lambda worker: worker.worker_id)]
+    cards = [card for card in cards if model in (None, card.model_id)]
+    if not cards:
+        raise NotFound(f"No model '{model}' is served.", param="model", code="model_not_found")
+    return cards[0]
