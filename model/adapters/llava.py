@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
@@ -20,6 +19,7 @@ from model.adapters.loading import Base, check_decoder, load_base, read_config
 from model.card import ImageSpec
 from model.checkpoint import CheckpointError
 from model.config import EngineConfig, ImageFit
+from model.pictures import pad_to_square, tokens_of
 from model.request import RequestError
 
 
@@ -88,15 +88,6 @@ class LlavaAdapter(HubAdapter):
         return _cls_attention(tower, self._on_device(pixels.values)).flatten()
 
 
-def tokens_of(config: Any) -> tuple[int, tuple[int, int]]:
-    """M of a picture, and [rows, columns] of the tower's patches."""
-    vision = config.vision_config
-    side = vision.image_size // vision.patch_size
-    class_token = int(vision.model_type == "clip_vision_model")
-    cropped = int(config.vision_feature_select_strategy == "default")
-    return side * side + class_token - cropped, (side, side)
-
-
 def _cls_attention(tower: torch.nn.Module, pixel_values: Tensor) -> Tensor:
     """[n, 3, H, W] -> [n, patches]."""
     hidden = tower(pixel_values, output_hidden_states=True).hidden_states[-2]
@@ -108,10 +99,3 @@ def _cls_attention(tower: torch.nn.Module, pixel_values: Tensor) -> Tensor:
     )
     probabilities = (query @ key.transpose(2, 3) * attention.scale).float().softmax(-1)
     return probabilities.mean(1)[:, 0, 1:]
-
-
-def pad_to_square(picture: Image.Image, color: tuple[int, int, int]) -> Image.Image:
-    side = max(picture.size)
-    square = Image.new("RGB", (side, side), color)
-    square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
-    return square

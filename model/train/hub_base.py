@@ -18,11 +18,11 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForImageTextToText
 
 from model.adapters import FAMILIES
-from model.adapters.llava import pad_to_square
 from model.adapters.loading import check_decoder
 from model.card import ImageSpec
 from model.checkpoint import CONFIG_FILE, CheckpointError, read_json
 from model.config import ImageFit
+from model.pictures import pad_to_square
 from model.train.conversations import Conversation, DataError
 from model.train.dialogue import Dialogue, Speaker
 from model.train.reading import FrozenBase, Reading, through

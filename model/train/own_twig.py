@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from model.adapters.llava import tokens_of
 from model.checkpoint import WEIGHTS_FILE, file_sha256, model_id, save_twig
 from model.config import ImageFit, TwigConfig
 from model.dtypes import resolve_dtype
+from model.pictures import tokens_of
 from model.pruning import legal_range
 from model.train.conversations import Conversation
 from model.train.hub_base import Example, HubBase
@@ -67,11 +67,13 @@ class Machine:
     """What decides how fast it goes, and nothing of the weights beyond rounding.
 
     micro_batch: items computed together in a process. workers: threads that prepare pictures.
+    threads: of torch; None leaves it to torch.
     """
 
     micro_batch: int = 4
     workers: int = 2
     dtype: str = "auto"
+    threads: int | None = None
     save_s: float = 600.0
 
 
@@ -106,6 +108,8 @@ class OwnTwigRun:
     ) -> None:
         self.directory, self.conversations, self.recipe = base, conversations, recipe
         self.machine, self.processes = machine, processes
+        if machine.threads is not None:
+            torch.set_num_threads(machine.threads)
         if recipe.batch % processes.count:
             raise ValueError(f"batch {recipe.batch} does not divide among {processes.count} processes")
         self.steps = int(len(conversations) * recipe.passes) // recipe.batch

@@ -88,16 +88,14 @@ def train_twig(
         warmup=warmup, passes=passes, batch=batch, max_length=max_length, draft=draft and draft.value,
         foresight_weight=foresight_weight, image_fit=image_fit and image_fit.value, seed=seed,
     )  # fmt: skip
-    machine = given(micro_batch=micro_batch, workers=workers, dtype=dtype)
+    machine = given(micro_batch=micro_batch, workers=workers, dtype=dtype, threads=threads)
     with plain_errors():
         if base is None:
-            _check_embedded(
-                given(data=data, images=images, device=device, threads=threads) | recipe | machine
-            )
+            _check_embedded(given(data=data, images=images, device=device) | recipe | machine)
         elif data is None or out is None:
             raise ValueError("--base needs --data, the conversations, and --out, where the twig goes")
         else:
-            _train_own(base, data, images, runs, out, recipe, machine, device or "cpu", threads)
+            _train_own(base, data, images, runs, out, recipe, machine, device or "cpu")
             return
     from model.train.recipe import train_twig as run
 
@@ -119,17 +117,12 @@ def _train_own(
     recipe: dict[str, Any],
     machine: dict[str, Any],
     device: str,
-    threads: int | None,
 ) -> None:
-    import torch
-
     from model.train.conversations import read_conversations
     from model.train.own_twig import Machine, OwnTwigRun, TwigRecipe
     from model.train.processes import joined
 
     chosen = TwigRecipe(**recipe)
-    if threads is not None:
-        torch.set_num_threads(threads)
     conversations = read_conversations(data, images)
     with joined(device) as processes:
         run = OwnTwigRun(base, conversations, runs, chosen, Machine(**machine), processes)
