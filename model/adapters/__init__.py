@@ -8,8 +8,11 @@ from pathlib import Path
 import torch
 
 from model.adapters.base import Adapter
+from model.adapters.loading import check_decoder
 from model.checkpoint import CONFIG_FILE, CheckpointError, read_json
 from model.config import EngineConfig
+
+__all__ = ["FAMILIES", "check_decoder", "load_adapter"]
 
 # model_type -> module with a `load(directory, *, dtype, device, config)`.
 FAMILIES = {

@@ -17,8 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForImageTextToText
 
-from model.adapters import FAMILIES
-from model.adapters.loading import check_decoder
+from model.adapters import FAMILIES, check_decoder
 from model.card import ImageSpec
 from model.checkpoint import CONFIG_FILE, CheckpointError, read_json
 from model.config import ImageFit
