@@ -66,7 +66,8 @@ class LlavaAdapter(HubAdapter):
 
     def footprints(self, images: Sequence[Any] | Pixels) -> list[Footprint]:
         count = len(images.sizes) if isinstance(images, Pixels) else len(images)
-        return [Footprint(self.image_tokens, self.grid)] * count
+        whole = self.grid[0] * self.grid[1] == self.image_tokens  # with [CLS] among them they are no grid
+        return [Footprint(self.image_tokens, self.grid if whole else None)] * count
 
     def prepare_images(self, images: Sequence[Any]) -> Pixels:
         pictures = [to_pil(image) for image in images]

@@ -85,6 +85,7 @@ class Sweep:
         self.prompts = build_prompts(base, self.most)
         self._sides = cache(self._load)
         self._loaded = 0
+        self.dtype = plan.dtype  # the engine's own, once there is one
 
     def side(self, draft_tokens: int, governed: bool) -> EngineSide:
         if draft_tokens != self._loaded:
@@ -106,6 +107,7 @@ class Sweep:
         for repeat in range(self.plan.repeats + 1):
             for mode in MODES:
                 side = self.side(point.draft_tokens, mode == "governed")
+                self.dtype = side.engine.dtype
                 asked = Mode.of(side.engine.card, point.retained_tokens, mode != "off")
                 run = side.run(prompts, limits, asked)
                 if repeat:
@@ -179,7 +181,7 @@ def run_sweep(
         ]
     spread = statistics.median(row["governed_to_off"] or 1.0 for row in results)
     return {
-        "machine": machine(plan.threads) | {"repeats": plan.repeats, "dtype": plan.dtype},
+        "machine": machine(plan.threads) | {"repeats": plan.repeats, "dtype": results[0]["dtype"]},
         "median_governed_to_off": round(spread, 3),
         "results": results,
     }
@@ -200,7 +202,8 @@ def _sweep_model(
             if out_of_time():
                 raise OutOfTimeError
             sweep = sweep or _sweep_of(model, plan, scratch)
-            row = {"model": model} | row_of(axis, point, sweep.measure(point))
+            found = sweep.measure(point)
+            row = {"model": model, "dtype": sweep.dtype} | row_of(axis, point, found)
             notes.put(model, point, row)
         yield row | {"axis": axis}
         tick(f"{model} {axis}")

@@ -25,6 +25,8 @@ import redis.asyncio
 from redis.exceptions import NoScriptError
 
 Command = tuple[str | bytes | int, ...]
+_CANCEL_AGAIN_S = 0.05
+_CLOSE_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -88,12 +90,15 @@ class Line:
             self._spawn(self._put_away(connection))
 
     async def close(self) -> None:
-        if self._writer is not None:
+        # More than once: redis-py swallows a cancellation that meets an arriving reply.
+        while self._writer is not None and not self._writer.done():
             self._writer.cancel()
-            await asyncio.wait({self._writer})
+            await asyncio.wait({self._writer}, timeout=_CANCEL_AGAIN_S)
         self.drop()
-        if self._others:  # readers end with their connections
-            await asyncio.wait(set(self._others))
+        while self._others:  # readers end with their connections
+            await asyncio.wait(set(self._others), timeout=_CLOSE_S)
+            for task in self._others:
+                task.cancel()
         if self._watch is not None:
             self._watch.cancel()
 

@@ -248,3 +248,12 @@ def test_an_answer_ends_at_what_ends_generate(
     assert Engine.from_pretrained(base, dtype="float32")._adapter.eos_token_ids == {
         wild.tokenizer.eos_token_id
     }
+
+
+def test_visual_tokens_with_the_class_token_are_no_grid(wild: World, tmp_path: Path) -> None:
+    """The grid had one cell fewer than there are tokens, so a token map pointed one patch too far."""
+    base = shutil.copytree(wild.base_path, tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"vision_feature_select_strategy": "full"}))
+    (result,) = run(Engine.from_pretrained(base, dtype="float32"), ask(wild.prompt(0, 5, IMAGE, 4)))
+    assert (result.image_tokens, result.image_grids) == (wild.shape.visual_tokens + 1, [None])

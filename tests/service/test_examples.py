@@ -18,6 +18,7 @@ from service.cli import app
 from tests.e2e.service_process import ROOT
 from tests.service.gateway_fixture import Live
 from tests.service.scripted_worker import WORDS, ScriptedWorker
+from tests.service.test_describe import PNG
 
 EXAMPLES = ROOT / "docs/examples"
 PICTURE = str(ROOT / "docs/samples/castle.png")
@@ -47,11 +48,25 @@ async def test_curl(live: Live, worker: ScriptedWorker) -> None:
     assert len(worker.jobs) == 3
 
 
-@pytest.mark.parametrize(("name", "answers"), [("client.py", 3), ("openai_client.py", 1), ("batch.py", 1)])
+@pytest.mark.parametrize(("name", "answers"), [("client.py", 3), ("openai_client.py", 1)])
 async def test_python(live: Live, worker: ScriptedWorker, name: str, answers: int) -> None:
     said = await run([sys.executable, str(EXAMPLES / name), live.url, PICTURE])
     assert said.count(TEXT) == answers
     assert len(worker.jobs) == answers
+
+
+@pytest.fixture
+def small_pictures(tmp_path: Path) -> list[str]:
+    """The gateway of the tests takes only small files of requests."""
+    paths = [tmp_path / name for name in ("a.png", "b.png")]
+    for path in paths:
+        path.write_bytes(PNG)
+    return [str(path) for path in paths]
+
+
+async def test_a_batch(live: Live, worker: ScriptedWorker, small_pictures: list[str]) -> None:
+    said = await run([sys.executable, str(EXAMPLES / "batch.py"), live.url, *small_pictures])
+    assert said.splitlines() == [f"{picture} {TEXT}" for picture in small_pictures]
 
 
 def test_the_guide_names_no_option_that_is_not_there() -> None:

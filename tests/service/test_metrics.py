@@ -82,3 +82,24 @@ def test_a_log_line_is_json_without_what_the_user_sent():
     assert '"job_id": "j"' in line
     assert "secret" not in line
     assert "bytes" not in line
+
+
+PROMISED = {
+    "gateway": """request_success request_failure admission_rejections time_to_first_token_seconds
+        e2e_request_latency_seconds request_preprocess_time_seconds queue_lag queue_pending
+        queue_oldest_age_seconds queue_dead_letter queue_expected_wait_seconds build_info""",
+    "worker": """num_requests_running num_requests_waiting prompt_tokens generation_tokens image_tokens
+        image_tokens_retained image_tokens_pruned image_token_layers image_token_layers_kept
+        spec_decode_num_drafts spec_decode_num_draft_tokens spec_decode_num_accepted_tokens
+        spec_decode_num_accepted_tokens_per_pos spec_decode_draft_stop inter_token_latency_seconds
+        request_time_per_output_token_seconds request_queue_time_seconds request_encode_time_seconds
+        request_prefill_time_seconds request_decode_time_seconds batch_size kv_cache_usage_ratio
+        jobs_redelivered jobs_fenced jobs_poisoned jobs_cancelled jobs_expired build_info""",
+}
+
+
+@pytest.mark.parametrize("side", PROMISED)
+def test_every_metric_that_dashboards_and_alerts_may_name(side: str):
+    metrics = GatewayMetrics() if side == "gateway" else WorkerMetrics(1)
+    names = {family.name for family in metrics.registry.collect()}
+    assert {"twigvlm_" + name for name in PROMISED[side].split()} <= names
