@@ -29,7 +29,7 @@ FIRST_PAUSE_ROUNDS, LAST_PAUSE_ROUNDS = 64, 1024
 TRIAL_SHARE = 0.01
 # Rounds until a neighbour that was never timed gets its trial, and what it must promise of the best rate, its
 # cost taken on the line between timed limits or as going on the way it grew so far, whichever is less.
-SHORT_PAUSE_ROUNDS, PLAUSIBLE = 16, 0.9
+SHORT_PAUSE_ROUNDS, PLAUSIBLE = 48, 0.9
 # How much a row's round moves the acceptance of a position.
 ACCEPTANCE_STEP = 0.01
 # Before anything is known; drafts are tried first.
