@@ -29,7 +29,7 @@ class RunningWorker:
         self.stub = StubEngine(step_s)
         self.id = f"w-{uuid.uuid4().hex[:6]}"
         self.metrics = WorkerMetrics(self.stub.card.layers)
-        self.broker = RedisWorkerBroker(redis)
+        self.broker = RedisWorkerBroker(redis, self.stub.card.model_id)
         settings = WorkerSettings(redis=redis, **(quick | overrides))
         self.worker = Worker(Engine(self.stub), self.broker, settings, self.id, self.metrics, tracing)
         self.error: BaseException | None = None
