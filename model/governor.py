@@ -34,6 +34,8 @@ SHORT_PAUSE_ROUNDS, PLAUSIBLE = 48, 0.9
 ACCEPTANCE_STEP = 0.01
 # Before anything is known; drafts are tried first.
 ASSUMED_ACCEPTANCE = 0.7
+# What a clock too coarse for a round is taken for.
+LEAST_S = 1e-9
 
 
 Load = tuple[int, int]  # rows, and the class of what they hold
@@ -86,7 +88,9 @@ class Costs:
             return known[limit]
         if like is not None and like.seconds:
             nearest = min(known, key=lambda timed: abs(timed - limit), default=None)
-            return like.cost(limit) * (1.0 if nearest is None else known[nearest] / like.cost(nearest))
+            return like.cost(limit) * (
+                1.0 if nearest is None else known[nearest] / max(like.cost(nearest), LEAST_S)
+            )
         low = max((timed for timed in known if timed < limit), default=min(known))
         high = min((timed for timed in known if timed > limit), default=max(known))
         share = (limit - low) / (high - low) if high > low else 0.0
@@ -197,7 +201,7 @@ class Governor:
             here, below = costs.cost(costs.limit), max(lower)
             grown = (here - costs.cost(below)) / (costs.limit - below)
             seconds = min(seconds, here + max(grown, 0.0))
-        return self._acceptance.tokens(limit) / max(seconds, 1e-9)
+        return self._acceptance.tokens(limit) / max(seconds, LEAST_S)
 
     def _choose(self, costs: Costs) -> None:
         best = max(range(self._most + 1), key=lambda limit: self._rate(costs, limit))
@@ -206,4 +210,4 @@ class Governor:
 
     def _rate(self, costs: Costs, limit: int) -> float:
         """Tokens of a row a second."""
-        return self._acceptance.tokens(limit) / max(costs.cost(limit, self._like(self._load)), 1e-9)
+        return self._acceptance.tokens(limit) / max(costs.cost(limit, self._like(self._load)), LEAST_S)

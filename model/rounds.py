@@ -12,7 +12,7 @@ from model.governor import Governor
 from model.runner import Row, RowOutcome, Runner
 
 # A twig that has missed more tokens than this, over all rows, stays out of the rest of the answer.
-CATCH_UP_TOKENS = 128
+CATCH_UP_TOKENS = 32
 
 
 class Rounds:

@@ -9,11 +9,16 @@ from typing import Any
 
 import torch
 import transformers
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 # The instruction sets that decide the speed of bf16 and int8 on a CPU.
 ISA_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16", "asimd", "bf16", "sve")
+
+SHORT = {"bfloat16": "bf16", "float32": "f32", "float16": "f16"}
+# All of it fits into 80 columns.
+FULL = {"method": len("generate_batched"), "dtype": len("dtype")}
 
 
 def _cpuinfo() -> dict[str, str]:
@@ -46,7 +51,8 @@ def _cell(value: float | None, form: str) -> str:
 def print_table(report: dict[str, Any]) -> None:
     """To stdout; the caller prints the JSON after it."""
     where, models = report["machine"], {row["model"] for row in report["results"]}
-    table = Table(title=f"{', '.join(sorted(models))} · {where['threads']} threads · {where['cpu']}")
+    title = f"{', '.join(sorted(models))} · {where['threads']} threads · {where['cpu']}"
+    table = Table(title=title, box=SIMPLE_HEAD, padding=0)
     for name in (
         "batch",
         "method",
@@ -56,14 +62,15 @@ def print_table(report: dict[str, Any]) -> None:
         "× generate",
         "roofline",
         "TTFT ms",
-        "acceptance",
+        "accepted",
     ):
-        table.add_column(name, justify="left" if name in ("method", "dtype") else "right")
+        told = name in ("method", "dtype")
+        table.add_column(name, justify="left" if told else "right", no_wrap=True, min_width=FULL.get(name))
     for row in report["results"]:
         table.add_row(
             str(row["batch"]),
             row["method"],
-            row["dtype"],
+            SHORT.get(row["dtype"], row["dtype"]),
             str(row["retained_tokens"]),
             _cell(row["tokens_per_s"], ".1f"),
             _cell(row["ratio"], ".2f"),

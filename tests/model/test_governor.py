@@ -97,6 +97,13 @@ def test_noise_alone_moves_nothing() -> None:
     assert len([1 for a, b in pairwise(limits[60:]) if a != b]) <= 8
 
 
+def test_a_clock_too_coarse_for_a_round() -> None:
+    """Rounds of no seconds at all: no division by them, where a load takes its costs from a neighbour's."""
+    machine = Machine(lambda _rows, _limit: 0.0)
+    for rows in (8, 7, 6, 5):
+        machine.run(rows, 40)
+
+
 def test_a_round_that_failed_is_forgotten() -> None:
     machine = Machine(memory_bound)
     machine.governor.begin(1)
