@@ -4,8 +4,8 @@ First the projector alone: each patch's feature is led to the word embeddings of
 place; or colour and pattern), with the output head equal to the embedding, so that naming is copying and the
 decoder starts with pictures that it can already read. Then everything but the tower, with a random subset of
 the visual tokens a scene at their own positions (cheap, and the model will meet pruned pictures anyway),
-ending with all of them; then with the visual tokens hidden from layer `DROP_LAYER` on in most steps, so
-that the model learns to have read the picture by then; at last with questions led to the patches they name.
+ending with all of them; at last with the visual tokens hidden from layer `DROP_LAYER` on in most steps, so
+that the model learns to have read the picture by then.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from model.scenes.compose import GRID, Scene, object_patches, patches_of
 from model.scenes.words import NOUNS, PLACES
 from model.train.batches import IMAGE_TOKENS, Stage, random_batch
 from model.train.features import FeaturePool
-from model.train.grounding import Grounding
 from model.train.loop import Checkpoint, cosine_rate, run_steps, stage_at, update
 from model.train.pack import Packed, Packer
 from model.train.tower import TOWER_CONFIG
@@ -61,7 +60,7 @@ PHASES = (
         20,
         (Stage((64, 128), 6, 2, 8, 700), Stage((IMAGE_TOKENS, IMAGE_TOKENS), 6, 5, 4, 20)),
     ),
-    # Reading the picture in the first F layers.
+    # Reading the picture in the first F layers, and questions.
     Phase(
         1.4e-3,
         100,
@@ -71,20 +70,9 @@ PHASES = (
             Stage((IMAGE_TOKENS, IMAGE_TOKENS), 6, 8, 4, 50, hidden=0.5),
         ),
     ),
-    # Questions are led to what they ask about.
-    Phase(
-        1.0e-3,
-        40,
-        (
-            Stage((32, 96), 6, 12, 8, 900, hidden=0.7, grounded=True),
-            Stage((96, 288), 6, 12, 8, 60, hidden=0.7, grounded=True),
-            Stage((IMAGE_TOKENS, IMAGE_TOKENS), 6, 12, 4, 20, hidden=0.5, grounded=True),
-        ),
-    ),
 )
 STAGES = tuple(stage for phase in PHASES for stage in phase.stages)
 ALIGN_STEPS, ALIGN_RATE = 600, 2e-3
-GROUNDING_WEIGHT = 0.3  # three times that cost the descriptions their nouns
 # 1/sqrt(hidden), and 4 times that for words, so that they are not drowned by what the layers add.
 WEIGHT_STD, EMBED_STD = 0.0625, 0.25
 
@@ -150,7 +138,6 @@ class BaseRun:
         self.vlm = new_base(tokenizer)
         self.vlm.model.vision_tower.requires_grad_(False)
         self.packer = Packer(tokenizer, IMAGE_TOKENS)
-        self.grounding = Grounding(tokenizer)
         self.nouns = torch.tensor(
             [tokenizer.encode(" " + noun, add_special_tokens=False)[0] for noun in NOUNS]
         )
@@ -196,14 +183,11 @@ class BaseRun:
 
     def _step(self, step: int) -> dict[str, float]:
         stage = stage_at(STAGES, step)
-        packed, visual, scenes = random_batch(self.pool, self.packer, stage, [step, 11])
+        packed, visual = random_batch(self.pool, self.packer, stage, [step, 11])
         hide = np.random.default_rng([step, 17]).random() < stage.hidden
-        inputs: dict[int, torch.Tensor] = {}
-        hidden = forward_packed(self.vlm, packed, visual, DROP_LAYER if hide else None, inputs)
+        hidden = forward_packed(self.vlm, packed, visual, DROP_LAYER if hide else None)
         logits = self.vlm.lm_head(hidden.flatten(0, 1)[packed.target_at])
         loss = F.cross_entropy(logits, packed.target)
-        if stage.grounded:
-            loss = loss + GROUNDING_WEIGHT * self.grounding.loss(self.vlm, inputs, packed, scenes)
         update(self.optimizer, self.vlm, loss, learning_rate(step))
         right = (logits.argmax(-1) == packed.target).float()
         nouns = torch.isin(packed.target, self.nouns)
@@ -219,16 +203,11 @@ def learning_rate(step: int) -> float:
 
 
 def forward_packed(
-    vlm: LlavaForConditionalGeneration,
-    packed: Packed,
-    visual: torch.Tensor,
-    drop_layer: int | None = None,
-    inputs: dict[int, torch.Tensor] | None = None,
+    vlm: LlavaForConditionalGeneration, packed: Packed, visual: torch.Tensor, drop_layer: int | None = None
 ) -> torch.Tensor:
     """Last hidden states [B, N, hidden]; `visual` [B, V, tower hidden] is not projected yet.
 
     From `drop_layer` on the visual tokens are gone; their rows of the result are what they were by then.
-    inputs: gets the hidden states that enter each layer.
     """
     text = vlm.model.language_model
     rows = torch.arange(len(packed.ids))[:, None]
@@ -244,8 +223,6 @@ def forward_packed(
             mask, positions = mask[:, :, is_text][..., is_text], positions[:, is_text]
         if number in (0, drop_layer):
             rotary = text.rotary_emb(hidden, position_ids=positions)
-        if inputs is not None:
-            inputs[number] = hidden
         hidden = layer(hidden, attention_mask=mask, position_ids=positions, position_embeddings=rotary)
     if shown is not None:
         hidden = torch.cat([hidden[:, :first], shown, hidden[:, first:]], 1)

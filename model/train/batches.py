@@ -23,7 +23,6 @@ class Stage:
     objects: the most objects a scene; one first, since retrieving what a patch shows is learned from
     scenes where there is little else to retrieve. questions: turns beside the description. hidden: share of
     the steps in which the layers after the drop layer see text alone, as they will under pruning.
-    grounded: with the loss of `model.train.grounding`.
     """
 
     visual: tuple[int, int]
@@ -32,20 +31,18 @@ class Stage:
     batch: int
     steps: int
     hidden: float = 0.0
-    grounded: bool = False
 
 
 def random_batch(
     pool: FeaturePool, packer: Packer, stage: Stage, seed: list[int]
-) -> tuple[Packed, torch.Tensor, list[Scene]]:
-    """A packed batch, its visual tokens [B, V, tower hidden] before projection, and its scenes."""
+) -> tuple[Packed, torch.Tensor]:
+    """A packed batch and its visual tokens [B, V, tower hidden] before projection."""
     rng = np.random.default_rng(seed)
     picks = rng.choice(pool.with_at_most(stage.objects), size=stage.batch)
     count = int(rng.integers(stage.visual[0], stage.visual[1] + 1))
-    scenes = [pool.scenes[pick] for pick in picks]
-    kept = [_visual_tokens(scene, rng, count) for scene in scenes]
-    asked = [turns(scene, rng, stage.questions) for scene in scenes]
-    return packer.pack(asked, kept), pool.visual(picks, kept), scenes
+    kept = [_visual_tokens(pool.scenes[pick], rng, count) for pick in picks]
+    asked = [turns(pool.scenes[pick], rng, stage.questions) for pick in picks]
+    return packer.pack(asked, kept), pool.visual(picks, kept)
 
 
 def _visual_tokens(scene: Scene, rng: np.random.Generator, count: int) -> np.ndarray:

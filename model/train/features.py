@@ -16,7 +16,7 @@ from model.train.stream import normalize
 from model.train.tower import TOWER_CONFIG, penultimate
 
 # Far from the seeds that the tower saw, so that the projector meets the tower's generalisation.
-FIRST_SEED = TRAIN_SEEDS + 1_100_000
+FIRST_SEED = TRAIN_SEEDS + 1_000_000
 BATCH = 16
 
 

@@ -66,7 +66,7 @@ class TwigRun:
         run_steps("twig", self.checkpoint, self.checkpoint.load(), self.steps, self._step)
 
     def _step(self, step: int) -> dict[str, float]:
-        packed, visual, _ = random_batch(self.pool, self.packer, stage_at(self.stages, step), [step, 13])
+        packed, visual = random_batch(self.pool, self.packer, stage_at(self.stages, step), [step, 13])
         reading = self._read(packed, visual)
         share = float(np.random.default_rng([step, 19]).choice(SHARES))
         loss, logits = twig_loss(self.twig, self.base, reading, self.lessons, step, share)
