@@ -33,7 +33,7 @@ OPERATIONS = {
     ("/v1/models", "get"): {200, 401, 503},
     ("/v1/models/{model_id}", "get"): {200, 401, 404, 503},
     ("/livez", "get"): {200},
-    ("/readyz", "get"): {200, 503},
+    ("/readyz", "get"): {200, 400, 503},
     ("/metrics", "get"): {200},
 }
 
