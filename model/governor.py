@@ -67,6 +67,8 @@ class Costs:
     seconds: dict[int, deque[float]] = field(default_factory=dict)
     trial: int | None = None
     trial_rounds: int = 0
+    trial_s: float = 0.0
+    trial_tokens: float = 0.0  # of a row
     pause: int = FIRST_PAUSE_ROUNDS
     until_trial: int = FIRST_PAUSE_ROUNDS
 
@@ -98,6 +100,7 @@ class Costs:
 
     def try_out(self, limit: int) -> None:
         self.trial, self.trial_rounds = limit, TRIAL_ROUNDS
+        self.trial_s = self.trial_tokens = 0.0
 
 
 class Governor:
@@ -130,6 +133,8 @@ class Governor:
         seconds = self._clock() - self._started
         costs = self._costs[self._load]
         costs.observe(self._given, seconds)
+        costs.trial_s += seconds
+        costs.trial_tokens += 1.0 + sum(accepted) / max(len(accepted), 1)
         for count in accepted:
             self._acceptance.observe(self._given, count)
         self._advance(costs)
@@ -167,7 +172,7 @@ class Governor:
         costs.trial_rounds -= 1
         if costs.trial_rounds:
             return
-        tried, costs.trial = costs.trial or 0, None
+        costs.trial = None
         for end in (self._most, 0):  # between them costs can be told
             if end not in costs.seconds and self._like(self._load) is None:
                 costs.try_out(end)
@@ -177,10 +182,13 @@ class Governor:
         if costs.limit != before:
             costs.pause = FIRST_PAUSE_ROUNDS
         else:
-            lost = 1.0 - self._rate(costs, tried) / self._rate(costs, costs.limit)
-            pause = max(2 * costs.pause, round(TRIAL_ROUNDS * lost / TRIAL_SHARE))
-            costs.pause = min(pause, LAST_PAUSE_ROUNDS)
+            costs.pause = min(max(2 * costs.pause, self._worth(costs)), LAST_PAUSE_ROUNDS)
         costs.until_trial = SHORT_PAUSE_ROUNDS if self._untimed_neighbours(costs) else costs.pause
+
+    def _worth(self, costs: Costs) -> int:
+        """Rounds of which the trial that ended cost its share: all of it, a twig's catching up included."""
+        lost_s = costs.trial_s - costs.trial_tokens / self._rate(costs, costs.limit)
+        return round(lost_s / (TRIAL_SHARE * max(costs.cost(costs.limit), LEAST_S)))
 
     def _rival(self, costs: Costs) -> int:
         others = [limit for limit in range(self._most + 1) if limit != costs.limit]
