@@ -19,7 +19,7 @@ from model.pruning import (
 )
 from model.request import RequestError
 
-exhaustive = settings(max_examples=300, deadline=None, derandomize=True)
+exhaustive = settings(max_examples=300)
 finite = st.floats(0, 1, width=32)
 
 

@@ -115,7 +115,7 @@ class Histories(RuleBasedStateMachine):
 
 
 TestHistories = Histories.TestCase
-TestHistories.settings = settings(max_examples=40, stateful_step_count=15, deadline=None, derandomize=True)
+TestHistories.settings = settings(max_examples=40, stateful_step_count=15)
 
 
 def test_steps_of_one_round_see_each_other() -> None:

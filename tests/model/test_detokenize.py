@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from model.detokenize import UNFINISHED, Detokenizer
 from tests.model.tiny import build_tokenizer
 
-bounded = settings(max_examples=150, deadline=None, derandomize=True)
+bounded = settings(max_examples=150)
 TOKENIZER = build_tokenizer()
 VOCABULARY = st.integers(0, len(TOKENIZER) - 1)
 

@@ -68,7 +68,7 @@ sizes = st.builds(ByGroup, st.integers(1, 700), st.integers(1, 300), st.integers
 
 
 @given(sizes)
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50)
 def test_rounding(tokens: ByGroup) -> None:
     assert rounded(tokens).covers(tokens)
     for size, count in zip(rounded(tokens), tokens, strict=True):
@@ -129,7 +129,7 @@ class Histories(RuleBasedStateMachine):
 
 
 TestHistories = Histories.TestCase
-TestHistories.settings = settings(max_examples=80, stateful_step_count=40, deadline=None, derandomize=True)
+TestHistories.settings = settings(max_examples=80, stateful_step_count=40)
 
 
 @pytest.mark.parametrize("limit", [0, 1])

@@ -108,7 +108,7 @@ def test_scores_equal_torch(library: Library, shape: DecoderShape, start: int) -
 
 
 @torch.inference_mode()
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25)
 @given(
     widths=st.lists(st.integers(1, 14), min_size=1, max_size=SLOTS),
     threads=st.sampled_from([1, 2, 3]),

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from model.speculative import accept, draft_budget, draft_stop, drafting_stops, until_eos
 
-exhaustive = settings(max_examples=300, deadline=None, derandomize=True)
+exhaustive = settings(max_examples=300)
 tokens = st.integers(0, 4)
 
 

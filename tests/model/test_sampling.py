@@ -17,7 +17,7 @@ from model.request import SamplingParams
 from model.sampling import Lottery, distributions, pick, settle, warp
 
 CPU = torch.device("cpu")
-bounded = settings(max_examples=60, deadline=None, derandomize=True)
+bounded = settings(max_examples=60)
 
 
 def theirs(logits: Tensor, sampler: Sampler) -> Tensor:

@@ -91,7 +91,7 @@ class Histories(RuleBasedStateMachine):
 
 
 TestHistories = Histories.TestCase
-TestHistories.settings = settings(max_examples=60, stateful_step_count=40, deadline=None, derandomize=True)
+TestHistories.settings = settings(max_examples=60, stateful_step_count=40)
 
 
 def test_joining_without_a_slot_is_a_bug() -> None:

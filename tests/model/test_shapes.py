@@ -52,7 +52,7 @@ def budgets(shape: Shape, fork: int, drop: int) -> list[int]:
     return [*legal, count]
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=12)
 @given(worlds(), st.data())
 def test_any_shape_equals_the_reference(drawn: tuple[Shape, TwigShape], data: st.DataObject) -> None:
     shape, twig = drawn
@@ -110,7 +110,7 @@ def solo(tame: World) -> dict[str, Result]:
 names = st.integers(0, POOL - 1)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25)
 @given(
     arrivals=st.dictionaries(names, st.integers(0, 12), min_size=1),
     aborts=st.dictionaries(names, st.integers(0, 15), max_size=4),

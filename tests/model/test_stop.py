@@ -15,7 +15,7 @@ from model.stops import StopStrings
 from tests.model.harness import IMAGE, World, ask, drive, run
 from tests.model.tiny import build_tokenizer
 
-bounded = settings(max_examples=150, deadline=None, derandomize=True)
+bounded = settings(max_examples=150)
 TOKENIZER = build_tokenizer()
 EOS = TOKENIZER.eos_token_id
 

@@ -330,7 +330,7 @@ EVENTS = [
 ]
 
 
-@bounded(max_examples=100, deadline=None, derandomize=True)
+@bounded(max_examples=100)
 @given(st.lists(st.integers(0, len(WIRE.encode())), max_size=8))
 def test_events_are_read_whatever_the_chunks(cuts: list[int]) -> None:
     wire, decoder = WIRE.encode(), EventDecoder()
