@@ -238,8 +238,10 @@ class Gateway:
     async def _expire(self, job: Job) -> None:
         """A job that still waits for a worker ends on time; one that runs is its worker's to end."""
         with contextlib.suppress(BrokerError):
-            while (left_s := await self.broker.expire(job.id)) > 0:
+            left_s = await self.broker.expire(job.id)
+            while left_s > 0:
                 await asyncio.sleep(left_s)
+                left_s = await self.broker.expire(job.id)
 
     async def leave(self, job: Job, answer: Answer) -> None:
         """Nobody waits for the answer any more: a job that has not ended is cancelled."""

@@ -1,7 +1,7 @@
 """One connection to Redis that many callers share: their commands go out together, replies come in order.
 
 A client library's pool costs a connection's checks, locks and timers with every command; that was most of a
-gateway's time. Here a command costs its packing, a future, and its share of one write and one read, without a task.
+gateway's time. Here a command costs its packing, a future, and its share of one write and one read.
 Invariant: every command gets its own reply, an error, or, when the connection breaks, an error that says so
 (whether it was carried out is then not known); none is sent twice. A server that is silent for `timeout_s`
 while a reply is due is a broken connection. Nothing that blocks the server's side for longer may be asked
