@@ -196,24 +196,23 @@ class EventReader:
                 await asyncio.sleep(_BACKOFF_FIRST_S)
 
     async def _read(self) -> None:
-        keys, cursors = [], []
+        keys: list[str | bytes] = []
+        cursors: list[str | bytes] = []
         for followed in self._followed.values():
             if begins := followed.begin():
                 keys.append(followed.key)
                 cursors.append(begins)
+        streams = [self._inbox, *keys, self._inbox_cursor, *cursors]
         self._reading, self._woken = True, False
         try:
             with translated():
-                reply = await self._line.ask(
-                    *("XREAD", "COUNT", BATCH, "BLOCK", BLOCK_MS, "STREAMS"),
-                    *(self._inbox, *keys, self._inbox_cursor, *cursors),
-                )
+                reply = await self._line.ask("XREAD", "COUNT", BATCH, "BLOCK", BLOCK_MS, "STREAMS", *streams)
         finally:
             self._reading = False
         for key, entries in reply or ():
-            followed = self._followed.get(key)
-            if followed is not None:
-                self._route(followed, entries)
+            found = self._followed.get(key)
+            if found is not None:
+                self._route(found, entries)
             elif key == self._inbox.encode():
                 self._inbox_cursor = entries[-1][0].decode()
 
