@@ -55,16 +55,18 @@ class Pipe(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
 
-    def ask(self, head: bytes, data: bytes, silence_s: float) -> asyncio.Future[PreparedImage]:
-        loop = asyncio.get_running_loop()
-        self._answer = answer = loop.create_future()
+    async def ask(self, head: bytes, data: bytes, silence_s: float) -> PreparedImage:
         if self._lost is not None:
-            answer.set_exception(self._lost)
-            return answer
-        timer = loop.call_later(silence_s, self._fail, ChildSilent("silent"))
-        answer.add_done_callback(lambda _: timer.cancel())
-        self._transport.writelines((head, data))
-        return answer
+            raise self._lost
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[PreparedImage] = loop.create_future()
+        self._answer = answer
+        silence = loop.call_later(silence_s, self._fail, ChildSilent("silent"))
+        try:
+            self._transport.writelines((head, data))
+            return await answer
+        finally:
+            silence.cancel()
 
     def data_received(self, data: bytes) -> None:
         self._came.append(data)
@@ -75,7 +77,9 @@ class Pipe(asyncio.Protocol):
             if len(begun) < HEADER.size:
                 return
             self._missing = HEADER.size + sum(HEADER.unpack_from(begun)) - len(begun)
-        if self._missing <= 0:
+        if self._missing < 0:
+            self._fail(ChildLost("says more than it was asked"))
+        elif self._missing == 0:
             self._told(b"".join(self._came) if len(self._came) > 1 else data)
 
     def _told(self, answer: bytes) -> None:

@@ -84,8 +84,13 @@ _UNFINISHED = object()
 
 def packed(command: Command) -> Iterable[bytes]:
     """As the server reads it (RESP), in pieces."""
-    if not any(type(part) is bytes and len(part) > LARGE_BYTES for part in command):
-        return (hiredis.pack_command(command),)  # type: ignore[arg-type] # one type a place
+    for part in command:
+        if type(part) is bytes and len(part) > LARGE_BYTES:
+            return _in_pieces(command)
+    return (hiredis.pack_command(command),)  # type: ignore[arg-type] # one type a place
+
+
+def _in_pieces(command: Command) -> list[bytes]:
     pieces = [b"*%d\r\n" % len(command)]
     for part in command:
         data = part if isinstance(part, bytes) else str(part).encode()
