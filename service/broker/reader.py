@@ -41,6 +41,15 @@ class Waiter:
         self._run = ""
         self._inbox: deque[Event | Exception] = deque()
         self._asking: asyncio.Future[None] | None = None
+        self._patience: asyncio.TimerHandle | None = None
+
+    def give_up_in(self, patience_s: float) -> None:
+        late = TimeoutError("no event")
+        self._patience = asyncio.get_running_loop().call_later(patience_s, self.fail, late)
+
+    def leave(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
 
     def deliver(self, event: Event, read_from: tuple[int, int]) -> None:
         """read_from: where the read that found it began; a waiter further back must not skip ahead."""
@@ -153,6 +162,7 @@ class EventReader:
         try:
             yield waiter
         finally:
+            waiter.leave()
             followed.waiters.remove(waiter)
             followed.see()
             if not followed.waiters:

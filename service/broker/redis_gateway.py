@@ -7,7 +7,6 @@ Knows nothing of HTTP.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import uuid
 from collections.abc import AsyncGenerator, Iterator, Mapping
@@ -33,7 +32,7 @@ from service.broker.connection import (
 )
 from service.broker.custody import Custody, key_and_fingerprint, new_name
 from service.broker.line import Command, Line, Script
-from service.broker.reader import BLOCK_MS, EventReader, Waiter
+from service.broker.reader import BLOCK_MS, EventReader
 from service.broker.sentinel import close_sentinels
 from service.protocol import (
     TERMINAL,
@@ -177,12 +176,13 @@ class RedisGatewayBroker:
                 except BrokerUnavailable:
                     if self._custody.held(job_id) is None:
                         raise  # else the reader finds the server again, and custody the job
-            with _patience(waiter, patience_s):
-                while True:
-                    event = await waiter.next()
-                    yield event
-                    if event.terminal:
-                        return
+            if patience_s is not None:
+                waiter.give_up_in(patience_s)
+            while True:
+                event = await waiter.next()
+                yield event
+                if event.terminal:
+                    return
 
     async def cancel(self, job_id: str) -> bool:
         return bool(await self._run("cancel", job_id))
@@ -261,18 +261,6 @@ class RedisGatewayBroker:
                 self._line.drop()
                 await self._client.connection_pool.disconnect()
             raise
-
-
-@contextmanager
-def _patience(waiter: Waiter, patience_s: float | None) -> Iterator[None]:
-    if patience_s is None:
-        yield
-        return
-    timer = asyncio.get_running_loop().call_later(patience_s, waiter.fail, TimeoutError("no event"))
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 def _data_lost() -> BrokerUnavailable:
