@@ -1,9 +1,10 @@
-"""The speed of the service apart from the model: `python -m loadtest.service_speed [--quick]`.
+"""The speed of the service apart from the model: `python -m loadtest.service_speed [--quick | --pictures]`.
 
-One gateway on one core of its own, workers that answer at once, and load from the other cores. Measures:
-requests a second with a JPEG of 640 x 480 and with a PNG of the model's size, the latency that the service
-adds at half that load, what an idle fleet costs Redis, whether memory grows, and throughput over worker
-counts. Believe it on an otherwise idle machine only.
+One gateway on one core, workers that answer at once, and load from the other cores. Measures: requests a
+second with a JPEG of 640 x 480 and with a PNG of the model's size, where the decoders (processes of their
+own) share the gateway's core and where they do not; what processor time each part takes for it; the latency
+that the service adds at half that load; what an idle fleet costs Redis; whether memory grows; and throughput
+over worker counts. Believe it on an otherwise idle machine only.
 """
 
 from __future__ import annotations
@@ -20,11 +21,10 @@ from typing import Any
 from PIL import Image
 
 from loadtest.http_load import Load, Outcome, describe_request
-from loadtest.stage import Stage, stage
+from loadtest.stage import GATEWAY_CORES, Stage, elsewhere, stage
 from loadtest.stub_workers import PICTURE_PX
 
 AT_ONCE = 16
-FLEET = 50
 FLEET_S = 10.0
 SAMPLE = Path(__file__).resolve().parent.parent / "docs/samples/dog.png"
 TARGETS = {
@@ -39,12 +39,14 @@ TARGETS = {
 @dataclass(frozen=True)
 class Plan:
     requests: int
-    soak: int
-    workers: tuple[int, ...]
+    soak: int = 0
+    workers: tuple[int, ...] = ()
+    fleet: int = 0
 
 
-FULL = Plan(requests=3_000, soak=100_000, workers=(1, 2, 4, 8, 16, 32))
-QUICK = Plan(requests=500, soak=10_000, workers=(1, 4, 32))
+FULL = Plan(requests=3_000, soak=100_000, workers=(1, 2, 4, 8, 16, 32), fleet=50)
+QUICK = Plan(requests=500, soak=10_000, workers=(1, 4, 32), fleet=50)
+PICTURES = Plan(requests=1_000)
 
 
 def pictures() -> dict[str, bytes]:
@@ -72,12 +74,32 @@ def summary(outcome: Outcome) -> dict[str, Any]:
 
 
 async def throughput(on: Stage, request: bytes, plan: Plan) -> dict[str, Any]:
-    await Load(on.port, request).closed(plan.requests // 10, AT_ONCE)  # children started, code warm
-    before = on.gateway_cpu_s()
+    """cpu_ms: processor time a request, by part. gateway_alone_per_s: reckoned from the gateway's own: what
+    one core would take if that core did nothing else, and the rest of the service kept up.
+    """
+    before = on.cpu_s()
     outcome = await Load(on.port, request).closed(plan.requests, AT_ONCE)
-    after = on.gateway_cpu_s()
-    each = [round(1000 * (b - a) / plan.requests, 3) for a, b in zip(before, after, strict=True)]
-    return summary(outcome) | {"cpu_ms": {"gateway": each[0], "decoders": each[1]}}
+    after = on.cpu_s()
+    each = {part: round(1000 * (after[part] - before[part]) / plan.requests, 3) for part in after}
+    alone = round(1000 / each["gateway"], 1) if each["gateway"] else 0.0
+    return summary(outcome) | {"cpu_ms": each, "gateway_alone_per_s": alone}
+
+
+async def picture(on: Stage, request: bytes, plan: Plan) -> dict[str, Any]:
+    """With the decoders on the gateway's core and elsewhere; the added latency at half the first's load."""
+    await Load(on.port, request).closed(plan.requests // 5, AT_ONCE)  # children started, code warm
+    on.decoders_on(GATEWAY_CORES)
+    shared = await throughput(on, request, plan)
+    half = shared["per_s"] / 2
+    calm = await Load(on.port, request).opened(plan.requests, half)
+    on.decoders_on(elsewhere())
+    apart = await throughput(on, request, plan)
+    on.decoders_on(GATEWAY_CORES)
+    return {
+        "decoders_on_the_gateways_core": shared,
+        "half_load": summary(calm) | {"offered_per_s": round(half, 1)},
+        "decoders_elsewhere": apart,
+    }
 
 
 async def measure(plan: Plan) -> dict[str, Any]:
@@ -86,24 +108,24 @@ async def measure(plan: Plan) -> dict[str, Any]:
     with stage() as on:
         with on.workers(4):
             for name, request in requests.items():
-                report[name] = await throughput(on, request, plan)
-                half = report[name]["per_s"] / 2
-                calm = await Load(on.port, request).opened(plan.requests, half)
-                report[f"{name}_half_load"] = summary(calm) | {"offered_per_s": round(half, 1)}
-                say(name, report[name], report[f"{name}_half_load"])
-            report["memory"] = await soak(on, requests["png"], plan)
-            say("memory", report["memory"])
+                report[name] = await picture(on, request, plan)
+                say(name, report[name])
+            if plan.soak:
+                report["memory"] = await soak(on, requests["png"], plan)
+                say("memory", report["memory"])
         report["workers"] = [await at_workers(on, requests["png"], plan, count) for count in plan.workers]
-        report["idle"] = await idle_fleet(on)
-        say("idle fleet", report["idle"])
+        if plan.fleet:
+            report["idle"] = await idle_fleet(on, plan.fleet)
+            say("idle fleet", report["idle"])
     return report
 
 
 async def at_workers(on: Stage, request: bytes, plan: Plan, count: int) -> dict[str, Any]:
     with on.workers(count):
+        await Load(on.port, request).closed(plan.requests // 10, AT_ONCE)
         commands = on.commands()
         measured = await throughput(on, request, plan)
-        each = (on.commands() - commands) / (plan.requests * 1.1)
+        each = (on.commands() - commands) / plan.requests
     row = {"workers": count, **measured, "redis_commands_per_request": round(each, 1)}
     say("workers", row)
     return row
@@ -118,11 +140,11 @@ async def soak(on: Stage, request: bytes, plan: Plan) -> dict[str, Any]:
     return {"requests": plan.soak, "rss_mb": rss, "growth_mb": round(rss[-1] - rss[0], 1)}
 
 
-async def idle_fleet(on: Stage) -> dict[str, Any]:
-    with on.workers(FLEET):
+async def idle_fleet(on: Stage, workers: int) -> dict[str, Any]:
+    with on.workers(workers):
         before = on.commands()
         await asyncio.sleep(FLEET_S)
-        return {"workers": FLEET, "commands_per_s": round((on.commands() - before) / FLEET_S, 1)}
+        return {"workers": workers, "commands_per_s": round((on.commands() - before) / FLEET_S, 1)}
 
 
 def say(*parts: object) -> None:
@@ -132,7 +154,9 @@ def say(*parts: object) -> None:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     options.add_argument("--quick", action="store_true", help="a tenth of the requests")
-    plan = QUICK if options.parse_args().quick else FULL
+    options.add_argument("--pictures", action="store_true", help="the two pictures alone: half a minute")
+    said = options.parse_args()
+    plan = PICTURES if said.pictures else QUICK if said.quick else FULL
     print(json.dumps(asyncio.run(measure(plan))))
 
 

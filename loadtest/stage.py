@@ -1,7 +1,8 @@
 """A whole service of processes for one measurement: Redis, one gateway on one core, stub workers.
 
-On Linux the gateway (with its decoders, unless they are set free) has core 0 alone and everything else the
-rest. Invariant: what was started is stopped.
+On Linux the gateway has core 0 and everything else the rest; its decoders are with the one or the other
+(`decoders_on`).
+Invariant: what was started is stopped.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from service.embedded_redis import EmbeddedRedis
 from service.launcher import free_port
 
 READY_S = 300.0
+GATEWAY_CORES = {0}
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -32,15 +34,28 @@ class Stage:
     redis: redis_client.Redis
     port: int
     gateway_pid: int
+    redis_pid: int
     environment: dict[str, str]
+    workers_pid: int = 0
 
     def commands(self) -> int:
         info = self.redis.info("stats")
         return int(info["total_commands_processed"])
 
-    def gateway_cpu_s(self) -> tuple[float, float]:
-        """Of the gateway's own process, and of its decoders."""
-        return cpu_s(self.gateway_pid), sum(map(cpu_s, descendants(self.gateway_pid)))
+    def cpu_s(self) -> dict[str, float]:
+        """Processor time of each part so far."""
+        return {
+            "gateway": cpu_s(self.gateway_pid),
+            "decoders": sum(cpu_s(pid, of_the_dead=True) for pid in descendants(self.gateway_pid)),
+            "redis": cpu_s(self.redis_pid),
+            "workers": cpu_s(self.workers_pid),
+            "load": cpu_s(os.getpid()),
+        }
+
+    def decoders_on(self, cores: set[int]) -> None:
+        """Those that run, and the server that forks the later ones."""
+        for pid in descendants(self.gateway_pid):
+            pin(pid, cores)
 
     def gateway_rss_mb(self) -> float:
         pages = int(Path(f"/proc/{self.gateway_pid}/statm").read_text().split()[1])
@@ -49,7 +64,8 @@ class Stage:
     @contextlib.contextmanager
     def workers(self, count: int) -> Iterator[None]:
         command = [sys.executable, "-m", "loadtest.stub_workers", str(count)]
-        with running(command, self.environment, elsewhere()):
+        with running(command, self.environment, elsewhere()) as process:
+            self.workers_pid = process.pid
             await_ready(f"http://127.0.0.1:{self.port}", count)
             yield
 
@@ -67,8 +83,8 @@ def stage() -> Iterator[Stage]:
         gateway = [sys.executable, "-m", "service.cli", "gateway", "--port", str(port)]
         pin(os.getpid(), elsewhere())
         pin(server.pid, elsewhere())
-        with running(gateway, environment, {0}) as process:
-            yield Stage(redis_client.Redis.from_url(server.url), port, process.pid, environment)
+        with running(gateway, environment, GATEWAY_CORES) as process:
+            yield Stage(redis_client.Redis.from_url(server.url), port, process.pid, server.pid, environment)
 
 
 @contextlib.contextmanager
@@ -89,7 +105,7 @@ def running(
 
 
 def elsewhere() -> set[int]:
-    return set(range(os.cpu_count() or 1)) - {0} or {0}
+    return set(range(os.cpu_count() or 1)) - GATEWAY_CORES or GATEWAY_CORES
 
 
 def pin(pid: int, cores: set[int]) -> None:
@@ -109,10 +125,11 @@ def await_ready(url: str, workers: int) -> None:
     raise TimeoutError(f"{workers} workers were not ready within {READY_S:g} s")
 
 
-def cpu_s(pid: int) -> float:
+def cpu_s(pid: int, *, of_the_dead: bool = False) -> float:
+    """of_the_dead: with that of its children that have ended."""
     with contextlib.suppress(OSError):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
+        return sum(map(int, fields[11 : 15 if of_the_dead else 13])) / TICKS_PER_S
     return 0.0
 
 

@@ -9,9 +9,8 @@ Must not know: HTTP, Redis, what the work is.
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from service.broker.base import Full, Reservation
 from service.errors import BadField, TooBusy
@@ -21,21 +20,20 @@ MIN_RETRY_S, MAX_RETRY_S, UNKNOWN_RETRY_S = 1, 60, 5
 
 
 class Admission:
+    """A context manager around one request that is open in this gateway; TooBusy where there are too many."""
+
     def __init__(self, max_open: int) -> None:
         self._max_open = max_open
         self.in_flight = 0
 
-    @contextlib.contextmanager
-    def enter(self) -> Iterator[None]:
-        """Counts one request in this gateway."""
+    def __enter__(self) -> None:
         if self.in_flight >= self._max_open:
             message = f"{self.in_flight} requests are open here; at most {self._max_open} are taken."
             raise TooBusy(message, code="gateway_full", retry_after_s=UNKNOWN_RETRY_S)
         self.in_flight += 1
-        try:
-            yield
-        finally:
-            self.in_flight -= 1
+
+    def __exit__(self, *_: object) -> None:
+        self.in_flight -= 1
 
 
 def check_possible(asked: Reservation) -> None:

@@ -111,9 +111,17 @@ def token_event(event: Event) -> TokenEvent:
 
 
 def description_json(description: Description) -> dict[str, Any]:
+    return description.model_dump(mode="json", exclude=_unasked(description))
+
+
+def description_text(description: Description) -> str:
+    """`description_json` as JSON, written by pydantic itself."""
+    return description.model_dump_json(exclude=_unasked(description))
+
+
+def _unasked(description: Description) -> set[str] | None:
     """Without the token map where none was asked for; a token map's own null stays."""
-    unasked = {"token_map"} if description.token_map is None else None
-    return description.model_dump(mode="json", exclude=unasked)
+    return {"token_map"} if description.token_map is None else None
 
 
 def job_error(event: Event) -> ApiError:

@@ -28,6 +28,7 @@ from service.middleware import BodyLimit, RequestId
 from service.openapi import Api
 from service.routes import batches, chat, describe, docs, health, jobs, models, playground
 from service.settings import GatewaySettings
+from service.shortcut import Shortcut
 
 DESCRIPTION = """Descriptions of pictures by a vision-language model, with twig-guided pruning of visual
 tokens, self-speculative decoding and continuous batching."""
@@ -43,6 +44,7 @@ def create_app(settings: GatewaySettings, broker: GatewayBroker | None = None) -
         lifespan=_lifespan,
         docs_url=None,  # `routes.docs`
         redoc_url=None,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # `request_tracing`'s, and our own
     )
     gateway = Gateway(settings, broker or RedisGatewayBroker(settings.redis), GatewayMetrics())
     app.state.gateway = gateway
@@ -51,6 +53,7 @@ def create_app(settings: GatewaySettings, broker: GatewayBroker | None = None) -
     app.state.batches = Batches(store, limits)
     app.state.batch_runner = BatchRunner(gateway, store, settings.batch_ttl_s, settings.batch_look_s)
     # The last one added is the outermost.
+    app.add_middleware(Shortcut, posts={"/v1/describe": describe.describe, "/v1/chat/completions": chat.chat})
     app.add_middleware(Authentication, ring=KeyRing(settings.keys_file) if settings.keys_file else None)
     app.add_middleware(BodyLimit, max_bytes=max_body_bytes(settings))
     if settings.cors_origins:

@@ -1,7 +1,7 @@
 """Who may use the API: `Authorization: Bearer <key>` on every path under /v1/, and the key's request rate.
 
-Invariant: below this, `request.state.caller` is set on every such request; a refused request never reaches
-a route. Probes, metrics, the page and the documentation are open: they show nobody's jobs.
+Invariant: where keys are used, `request.state.caller` is set below this on every such request; a refused one
+never reaches a route. Probes, metrics, the page and the documentation are open: they show nobody's jobs.
 Must not know: how keys are kept, what a route does.
 Source of the `x-ratelimit-*` headers: OpenAI API reference, "Rate limits".
 """
@@ -11,15 +11,15 @@ from __future__ import annotations
 import math
 
 from fastapi import Request
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.broker.base import Rate
-from service.callers import ANONYMOUS, Caller
+from service.callers import Caller
 from service.errors import ApiError, RateLimited, TooBusy, Unauthorized, error_response
 from service.gateway import Gateway
 from service.keys import KeyRing
-from service.middleware import drain
+from service.middleware import drain, header
 from service.openapi import GUARDED
 from service.queue_errors import queue_errors
 
@@ -35,10 +35,13 @@ class Authentication:
         if scope["type"] != "http" or not scope["path"].startswith(GUARDED):
             await self._app(scope, receive, send)
             return
+        if self._ring is None:
+            await self._app(scope, receive, send)  # `caller_of` knows
+            return
         gateway: Gateway = scope["app"].state.gateway
         told: dict[str, str] = {}
         try:
-            caller = self._caller(Headers(scope=scope))
+            caller = _caller(self._ring, header(scope, b"authorization").decode("latin-1"))
             if scope["method"] == "POST" and caller.requests_per_minute is not None:
                 await _spend(gateway, caller.name, caller.requests_per_minute, told)
         except ApiError as error:
@@ -51,17 +54,16 @@ class Authentication:
         scope.setdefault("state", {})["caller"] = caller
         await self._app(scope, receive, _telling(send, told))
 
-    def _caller(self, headers: Headers) -> Caller:
-        if self._ring is None:
-            return ANONYMOUS
-        scheme, _, key = headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not key.strip():
-            message = "An API key is needed: send 'Authorization: Bearer <key>'."
-            raise Unauthorized(message, code="missing_api_key")
-        caller = self._ring.caller(key.strip())
-        if caller is None:
-            raise Unauthorized("This API key is not known.")
-        return caller
+
+def _caller(ring: KeyRing, authorization: str) -> Caller:
+    scheme, _, key = authorization.partition(" ")
+    if scheme.lower() != "bearer" or not key.strip():
+        message = "An API key is needed: send 'Authorization: Bearer <key>'."
+        raise Unauthorized(message, code="missing_api_key")
+    caller = ring.caller(key.strip())
+    if caller is None:
+        raise Unauthorized("This API key is not known.")
+    return caller
 
 
 async def _spend(gateway: Gateway, owner: str, per_minute: int, told: dict[str, str]) -> None:

@@ -193,7 +193,7 @@ def _submission(line: BatchLine) -> Submission:
 def _worded(line: BatchLine, job: Job, description: Description) -> dict[str, Any]:
     if line.url == "/v1/describe":
         return description_json(description)
-    return ChatWords(job, include_usage=False).whole(description)
+    return ChatWords(job, include_usage=False).completion(description).model_dump(mode="json")
 
 
 async def _end(tasks: list[asyncio.Task[None]]) -> None:

@@ -8,7 +8,6 @@ Must not know: where events come from, how they are sent on.
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from service.callers import tier_of
 from service.errors import ApiError
@@ -38,11 +37,14 @@ class ChatWords:
         self._include_usage = include_usage
         self._begun = False
 
-    def whole(self, description: Description) -> dict[str, Any]:
+    def whole(self, description: Description) -> str:
+        return self.completion(description).model_dump_json()
+
+    def completion(self, description: Description) -> ChatCompletion:
         choice = Choice(
             message=AssistantMessage(content=description.text), finish_reason=finish_reason(description)
         )
-        completion = ChatCompletion(
+        return ChatCompletion(
             id=description.id,
             created=description.created,
             model=description.model,
@@ -50,7 +52,6 @@ class ChatWords:
             usage=description.usage,
             service_tier=tier_of(self._job.priority),
         )
-        return completion.model_dump(mode="json")
 
     def token(self, event: Event) -> bytes:
         text = TokenData.model_validate(event.data).text

@@ -6,9 +6,8 @@ Must not know: where events come from, how they are sent on.
 from __future__ import annotations
 
 import json
-from typing import Any
 
-from service.answers import description_json, token_event
+from service.answers import description_text, token_event
 from service.errors import ApiError
 from service.openapi import event_stream
 from service.protocol import Event
@@ -30,14 +29,14 @@ STREAM = event_stream(
 
 
 class DescribeWords:
-    def whole(self, description: Description) -> dict[str, Any]:
-        return description_json(description)
+    def whole(self, description: Description) -> str:
+        return description_text(description)
 
     def token(self, event: Event) -> bytes:
         return encode_event("token", token_event(event).model_dump_json(), event.id)
 
     def done(self, description: Description, event_id: str) -> bytes:
-        return encode_event("done", json.dumps(description_json(description)), event_id)
+        return encode_event("done", description_text(description), event_id)
 
     def error(self, error: ApiError, event_id: str) -> bytes:
         return encode_event("error", json.dumps(error.body()), event_id)

@@ -245,7 +245,10 @@ async def _handle(request: Request, exc: Exception) -> JSONResponse:
     return error_response(request, exc)
 
 
+# What a request may meet. All else is a defect, which the server logs.
+HANDLED = (ApiError, HTTPException, RequestValidationError, ValidationError, ClientDisconnect)
+
+
 def install_handlers(app: FastAPI) -> None:
-    kinds = (ApiError, HTTPException, RequestValidationError, ValidationError, ClientDisconnect, Exception)
-    for kind in kinds:
+    for kind in (*HANDLED, Exception):
         app.add_exception_handler(kind, _handle)

@@ -12,12 +12,11 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from fastapi import Request, Response
-from fastapi.responses import JSONResponse
 
 from service.answers import Answer, server_timing
 from service.callers import caller_of
@@ -38,7 +37,7 @@ log = logging.getLogger(__name__)
 class Wording(Protocol):
     """One answer in the words of its API."""
 
-    def whole(self, description: Description) -> dict[str, Any]: ...
+    def whole(self, description: Description) -> str: ...
     def token(self, event: Event) -> bytes: ...
     def done(self, description: Description, event_id: str) -> bytes: ...
     def error(self, error: ApiError, event_id: str) -> bytes: ...
@@ -57,13 +56,19 @@ class Asked:
 async def exchange(request: Request, read: Callable[[Request], Awaitable[Asked]]) -> Response:
     gateway: Gateway = request.app.state.gateway
     arrived_at = time.monotonic()
-    with _counted(gateway.metrics):
+    try:
         async with contextlib.AsyncExitStack() as held:
             traceparent = held.enter_context(_traced(gateway, request))
             await _enter(gateway, request, held)
             asked = await _read(request, read, gateway.settings.body_timeout_s)
-            with _renamed(asked.renamed):
+            try:
                 return await _answer(gateway, request, asked, held, arrived_at, traceparent)
+            except ApiError as error:
+                error.param = asked.renamed.get(error.param, error.param) if error.param else None
+                raise
+    except Exception as exc:
+        _count(gateway.metrics, exc)
+        raise
 
 
 async def _answer(
@@ -103,14 +108,13 @@ async def _answer(
     if description is None:
         raise ClientGone("The client went away.")
     timing = server_timing(description.metrics, answer.elapsed_s())
-    return JSONResponse(words.whole(description), headers=headers | timing)
+    return Response(words.whole(description), media_type="application/json", headers=headers | timing)
 
 
 def _traced(gateway: Gateway, request: Request) -> contextlib.AbstractContextManager[str]:
     """A stream's span ends with the stream."""
-    return gateway.tracing.request(
-        request.method, request.url.path, request.headers, request.state.request_id
-    )
+    path: str = request.scope["path"]
+    return gateway.tracing.request(request.method, path, request.headers, request.state.request_id)
 
 
 def _headers(accepted: Accepted) -> dict[str, str]:
@@ -118,30 +122,16 @@ def _headers(accepted: Accepted) -> dict[str, str]:
     return headers | {"Idempotency-Replayed": "true"} if accepted.replayed else headers
 
 
-@contextlib.contextmanager
-def _counted(metrics: GatewayMetrics) -> Iterator[None]:
-    try:
-        yield
-    except Exception as exc:
-        error = as_api_error(exc)
-        metrics.failed(error.code, error.status)
-        if isinstance(error, TooBusy):
-            metrics.rejected(error.code)
-        raise
-
-
-@contextlib.contextmanager
-def _renamed(names: Mapping[str, str]) -> Iterator[None]:
-    try:
-        yield
-    except ApiError as error:
-        error.param = names.get(error.param, error.param) if error.param else None
-        raise
+def _count(metrics: GatewayMetrics, exc: Exception) -> None:
+    error = as_api_error(exc)
+    metrics.failed(error.code, error.status)
+    if isinstance(error, TooBusy):
+        metrics.rejected(error.code)
 
 
 async def _enter(gateway: Gateway, request: Request, held: contextlib.AsyncExitStack) -> None:
     try:
-        held.enter_context(gateway.admission.enter())
+        held.enter_context(gateway.admission)
     except TooBusy:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(gateway.settings.body_timeout_s):

@@ -5,6 +5,7 @@ Must not know: requests.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 
@@ -21,18 +22,27 @@ class Fleet:
         self._broker = broker
         self._seen: Look | None = None
         self._seen_at = 0.0
+        self._looking: asyncio.Task[Look] | None = None
 
     async def look(self, max_age_s: float = 0.0) -> Look:
         """The queue, and the workers that take new jobs; or what was seen so long ago at most.
 
         A burst then costs one look, not one for each request and each worker of the fleet.
         """
-        if self._seen is None or time.monotonic() - self._seen_at >= max_age_s:
-            began = time.monotonic()
-            with queue_errors():
-                queue = await self._broker.queue_stats()
-                workers = [worker for worker in await self._broker.workers() if not worker.draining]
-            self._seen, self._seen_at = (queue, workers), began
+        if self._seen is not None and time.monotonic() - self._seen_at < max_age_s:
+            return self._seen
+        if max_age_s <= 0:
+            return await self._look()  # one that was begun earlier is no answer
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self._look(), name="look")
+        return await asyncio.shield(self._looking)
+
+    async def _look(self) -> Look:
+        began = time.monotonic()
+        with queue_errors():
+            queue = await self._broker.queue_stats()
+            workers = [worker for worker in await self._broker.workers() if not worker.draining]
+        self._seen, self._seen_at = (queue, workers), began
         return self._seen
 
     async def ready(self, max_age_s: float = 0.0, *, without_workers: bool = False) -> Look:
@@ -45,8 +55,7 @@ class Fleet:
 
 def open_card(workers: Sequence[WorkerInfo], model: str | None) -> ModelCard:
     """The card of the model that would run a job now."""
-    cards = [worker.card for worker in sorted(workers, key=lambda worker: worker.worker_id)]
-    cards = [card for card in cards if model in (None, card.model_id)]
-    if not cards:
+    able = [worker for worker in workers if model in (None, worker.card.model_id)]
+    if not able:
         raise NotFound(f"No model '{model}' is served.", param="model", code="model_not_found")
-    return cards[0]
+    return min(able, key=lambda worker: worker.worker_id).card

@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from service.admission import Admission, check_possible, refusal
+from service.alarm import Alarm
 from service.answers import Answer, job_error
 from service.broker.base import (
     BrokerError,
@@ -222,12 +223,11 @@ class Gateway:
             left_s = job.deadline_at - time.time()
         # What a job said before its deadline can be read after it.
         patience_s = max(self.settings.request_timeout_s if left_s is None else left_s, 0) + DEADLINE_GRACE_S
-        expiring = asyncio.create_task(self._expire(job, patience_s - DEADLINE_GRACE_S))
+        expiring = Alarm(patience_s - DEADLINE_GRACE_S, lambda: self._expire(job))
         try:
-            async with contextlib.aclosing(self.broker.events(job.id, after)) as events:
-                patience_until = asyncio.get_running_loop().time() + patience_s
+            async with contextlib.aclosing(self.broker.events(job.id, after, patience_s)) as events:
                 while not answer.ended:
-                    event = await self._next(events, job, patience_until)
+                    event = await self._next(events, job)
                     answer.see(event)
                     if event.type == "error":
                         raise job_error(event)
@@ -235,9 +235,10 @@ class Gateway:
         finally:
             expiring.cancel()
 
-    async def _expire(self, job: Job, left_s: float) -> None:
+    async def _expire(self, job: Job) -> None:
         """A job that still waits for a worker ends on time; one that runs is its worker's to end."""
         with contextlib.suppress(BrokerError):
+            left_s = await self.broker.expire(job.id)
             while left_s > 0:
                 await asyncio.sleep(left_s)
                 left_s = await self.broker.expire(job.id)
@@ -249,12 +250,10 @@ class Gateway:
         with contextlib.suppress(BrokerError):
             await self.broker.cancel(job.id)
 
-    async def _next(self, events: AsyncIterator[Event], job: Job, until: float) -> Event:
+    async def _next(self, events: AsyncIterator[Event], job: Job) -> Event:
         try:
-            # Not wait_for: before Python 3.12 it loses a cancellation that meets an event.
             with queue_errors():
-                async with asyncio.timeout_at(until):
-                    return await anext(events)
+                return await anext(events)
         except TimeoutError as late:
             raise DeadlineExceeded("No answer before the deadline; the request was cancelled.") from late
         except QueueDown as down:

@@ -42,6 +42,8 @@ def server_config(
         ws="none",
         log_config=None,
         server_header=False,
+        access_log=False,  # `middleware` has a line for every request
+        proxy_headers=False,  # nothing here asks whence a request came
         h11_max_incomplete_event_size=MAX_HEAD_BYTES,
         timeout_keep_alive=KEEP_ALIVE_S,
     )

@@ -2,13 +2,14 @@
 
 Invariant: it answers every request or dies at it, and it dies with its gateway. What comes back holds no
 pickle, so that a codec taken over by a hostile picture can say nothing but bytes and words.
-Must not know: who asked. Imported in the gateway for `ask` and `answer_of` alone.
+Must not know: who asked. Imported in the gateway for `asked` and `answer_of` alone.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ import socket
 import struct
 import warnings
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 # The codecs: the fork server has them loaded, where each child would load them with its first picture.
 from PIL import (
@@ -43,21 +44,36 @@ OOM_SCORE = "900"
 NICENESS = 5
 
 
-def frame(meta: dict[str, Any], body: bytes = b"") -> bytes:
-    text = json.dumps(meta).encode()
-    return b"".join((HEADER.pack(len(text), len(body)), text, body))
+def frame(meta: bytes, body: bytes = b"") -> bytes:
+    return b"".join((HEADER.pack(len(meta), len(body)), meta, body))
 
 
-def ask(data: bytes, spec: ImageSpec, limits: ImageLimits, cpu_s: float) -> bytes:
-    """cpu_s: of processor time that the picture may take; then its process is gone."""
-    return frame({"spec": spec.model_dump(), "limits": dataclasses.asdict(limits), "cpu_s": cpu_s}, data)
+def asked(spec: ImageSpec, limits: ImageLimits, cpu_s: float, data_bytes: int) -> bytes:
+    """What stands before the picture. cpu_s: of processor time that it may take; then its process is gone."""
+    meta = _meta(spec, limits, cpu_s)
+    return HEADER.pack(len(meta), data_bytes) + meta
 
 
-def answer_of(meta: dict[str, Any], rgb: bytes) -> PreparedImage:
-    """Raises the error that the child met."""
+@functools.lru_cache(maxsize=16)
+def _meta(spec: ImageSpec, limits: ImageLimits, cpu_s: float) -> bytes:
+    wanted = {"spec": spec.model_dump(), "limits": dataclasses.asdict(limits), "cpu_s": cpu_s}
+    return json.dumps(wanted).encode()
+
+
+@functools.lru_cache(maxsize=16)
+def _wanted(meta: bytes) -> tuple[ImageSpec, ImageLimits, float]:
+    told = json.loads(meta)
+    return ImageSpec.model_validate(told["spec"]), ImageLimits(**told["limits"]), told["cpu_s"]
+
+
+def answer_of(answer: bytes) -> PreparedImage:
+    """Of a whole frame. Raises the error that the child met."""
+    meta_bytes, body_bytes = HEADER.unpack_from(answer)
+    body = HEADER.size + meta_bytes
+    meta = json.loads(answer[HEADER.size : body])
     if "error" in meta:
         raise ERRORS[meta["error"]](meta["message"], param=meta["param"], code=meta["code"])
-    return PreparedImage(meta["height"], meta["width"], rgb, meta["sha256"])
+    return PreparedImage(meta["height"], meta["width"], answer[body : body + body_bytes], meta["sha256"])
 
 
 def main(pipe: socket.socket) -> None:
@@ -67,8 +83,10 @@ def main(pipe: socket.socket) -> None:
     warnings.simplefilter("error", Image.DecompressionBombWarning)
     with pipe, pipe.makefile("rb") as source, contextlib.suppress(OSError):
         while (request := _read(source)) is not None:
-            signal.setitimer(signal.ITIMER_PROF, request[0]["cpu_s"])  # whose signal ends the process
-            answer = _answer(*request)
+            meta, data = request
+            spec, limits, cpu_s = _wanted(meta)
+            signal.setitimer(signal.ITIMER_PROF, cpu_s)  # whose signal ends the process
+            answer = _answer(data, spec, limits)
             signal.setitimer(signal.ITIMER_PROF, 0)
             pipe.sendall(answer)
 
@@ -79,19 +97,19 @@ def _step_back() -> None:
         Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
 
 
-def _read(source: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
+def _read(source: BinaryIO) -> tuple[bytes, bytes] | None:
     header = source.read(HEADER.size)
     if len(header) < HEADER.size:
         return None
     meta_bytes, body_bytes = HEADER.unpack(header)
-    return json.loads(source.read(meta_bytes)), source.read(body_bytes)
+    return source.read(meta_bytes), source.read(body_bytes)
 
 
-def _answer(meta: dict[str, Any], data: bytes) -> bytes:
+def _answer(data: bytes, spec: ImageSpec, limits: ImageLimits) -> bytes:
     try:
-        picture = prepare(data, ImageSpec.model_validate(meta["spec"]), ImageLimits(**meta["limits"]))
+        picture = prepare(data, spec, limits)
     except ApiError as error:
         told = {"message": error.message, "param": error.param, "code": error.code}
-        return frame({"error": type(error).__name__, **told})
+        return frame(json.dumps({"error": type(error).__name__, **told}).encode())
     size = {"height": picture.height, "width": picture.width, "sha256": picture.sha256}
-    return frame(size, picture.rgb)
+    return frame(json.dumps(size).encode(), picture.rgb)

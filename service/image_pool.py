@@ -11,8 +11,6 @@ Must not know: how a picture is decoded (`image_child`), HTTP, the queue.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import logging
 import multiprocessing
 import socket
@@ -20,7 +18,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from service.errors import ApiError, Unavailable, UndecodableImage
-from service.image_child import HEADER, answer_of, ask, main
+from service.image_child import HEADER, answer_of, asked, main
 from service.images import ImageLimits, PreparedImage, check_size
 from service.protocol import ImageSpec
 
@@ -32,7 +30,6 @@ CPU_S = 30.0
 SILENCE_FACTOR = 5
 RETRY_AFTER_S = 5
 EXIT_S = 2.0
-READ_BUFFER_BYTES = 1 << 20
 # A fork server forks children in milliseconds from a process that has PIL loaded and no threads.
 METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
@@ -45,13 +42,74 @@ class ChildSilent(ChildLost):
     """It said nothing for too long, though it had not used up its processor time."""
 
 
+class Pipe(asyncio.Protocol):
+    """To one decoder: a request, then its answer; never two at once."""
+
+    def __init__(self) -> None:
+        self._transport: Any = None
+        self._answer: asyncio.Future[PreparedImage] | None = None
+        self._lost: ChildLost | None = None
+        self._came: list[bytes] = []
+        self._missing = 0  # bytes, known once the answer's header is there
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    async def ask(self, head: bytes, data: bytes, silence_s: float) -> PreparedImage:
+        if self._lost is not None:
+            raise self._lost
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[PreparedImage] = loop.create_future()
+        self._answer = answer
+        silence = loop.call_later(silence_s, self._fail, ChildSilent("silent"))
+        try:
+            self._transport.writelines((head, data))
+            return await answer
+        finally:
+            silence.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        self._came.append(data)
+        if self._missing:
+            self._missing -= len(data)
+        else:
+            begun = b"".join(self._came)
+            if len(begun) < HEADER.size:
+                return
+            self._missing = HEADER.size + sum(HEADER.unpack_from(begun)) - len(begun)
+        if self._missing < 0:
+            self._fail(ChildLost("says more than it was asked"))
+        elif self._missing == 0:
+            self._told(b"".join(self._came) if len(self._came) > 1 else data)
+
+    def _told(self, answer: bytes) -> None:
+        self._came, self._missing = [], 0
+        if self._answer is None or self._answer.done():
+            return
+        try:
+            self._answer.set_result(answer_of(answer))
+        except ApiError as refused:
+            self._answer.set_exception(refused)
+        except Exception as nonsense:
+            self._fail(ChildLost(type(nonsense).__name__))
+
+    def _fail(self, lost: ChildLost) -> None:
+        self._lost = lost
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(lost)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._fail(ChildLost(type(exc or EOFError()).__name__))
+
+    def close(self) -> None:
+        self._transport.close()
+
+
 class Child:
     """One decoder process; broken once `prepare` was left by anything but its own answer."""
 
-    def __init__(
-        self, process: BaseProcess, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        self._process, self._reader, self._writer = process, reader, writer
+    def __init__(self, process: BaseProcess, pipe: Pipe) -> None:
+        self._process, self._pipe = process, pipe
         self.pictures = 0
 
     @property
@@ -64,27 +122,15 @@ class Child:
         with theirs:
             process = await asyncio.to_thread(_start, theirs)
         ours.setblocking(False)
-        return cls(process, *await asyncio.open_connection(sock=ours, limit=READ_BUFFER_BYTES))
+        _, pipe = await asyncio.get_running_loop().create_unix_connection(Pipe, sock=ours)
+        return cls(process, pipe)
 
-    async def prepare(self, request: bytes, silence_s: float) -> PreparedImage:
+    async def prepare(self, head: bytes, data: bytes, silence_s: float) -> PreparedImage:
         self.pictures += 1
-        try:
-            async with asyncio.timeout(silence_s):
-                self._writer.write(request)
-                await self._writer.drain()
-                meta_bytes, body_bytes = HEADER.unpack(await self._reader.readexactly(HEADER.size))
-                meta = json.loads(await self._reader.readexactly(meta_bytes))
-                body = await self._reader.readexactly(body_bytes)
-        except TimeoutError as silent:
-            raise ChildSilent("silent") from silent
-        except (OSError, EOFError) as lost:
-            raise ChildLost(type(lost).__name__) from lost
-        return answer_of(meta, body)
+        return await self._pipe.ask(head, data, silence_s)
 
     async def end(self, *, kill: bool = False) -> None:
-        self._writer.close()
-        with contextlib.suppress(OSError):
-            await self._writer.wait_closed()
+        self._pipe.close()
         if kill:
             self._process.kill()
         await asyncio.to_thread(_reap, self._process)
@@ -126,15 +172,15 @@ class ImagePool:
 
     async def prepare(self, data: bytes, spec: ImageSpec) -> PreparedImage:
         check_size(data, self._limits)  # before it waits for a slot
-        request = ask(data, spec, self._limits, self._cpu_s)
+        head = asked(spec, self._limits, self._cpu_s, len(data))
         async with self._slots:
             try:
-                return await self._try(request)
+                return await self._try(head, data)
             except ChildLost as first:
                 # Whoever killed it, the picture may be innocent: it has a second chance in a fresh process.
                 log.warning("image decoder lost", extra={"reason": str(first), "image_bytes": len(data)})
             try:
-                return await self._try(request, fresh=True)
+                return await self._try(head, data, fresh=True)
             except ChildSilent as silent:
                 message = "The image could not be decoded in time: the gateway has too little of its machine."
                 raise Unavailable(message, code="decoder_starved", retry_after_s=RETRY_AFTER_S) from silent
@@ -143,11 +189,11 @@ class ImagePool:
                 message = "The image could not be decoded: its decoder ran out of memory, crashed, or hung."
                 raise UndecodableImage(message, param="image") from second
 
-    async def _try(self, request: bytes, *, fresh: bool = False) -> PreparedImage:
+    async def _try(self, head: bytes, data: bytes, *, fresh: bool = False) -> PreparedImage:
         child = self._idle.pop() if self._idle and not fresh else await Child.start()
         self._busy.add(child)
         try:
-            picture = await child.prepare(request, SILENCE_FACTOR * self._cpu_s)
+            picture = await child.prepare(head, data, SILENCE_FACTOR * self._cpu_s)
         except ApiError:
             await self._give_back(child)
             raise

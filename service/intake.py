@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import anyio.to_thread
 from fastapi import Request
-from starlette.datastructures import FormData, UploadFile
 
 from service.errors import BadField, BadRequest, UnsupportedMedia
+from service.form import Part, read_form
 from service.image_url import ImageUrl, is_url
 from service.protocol import Turn
 from service.schemas import DescribeBody, DescribeFields
@@ -47,8 +47,8 @@ class Submission:
 
 async def read_submission(request: Request) -> Submission:
     if content_type(request) == "multipart/form-data":
-        async with request.form(max_files=MAX_FORM_FILES, max_fields=MAX_FORM_FIELDS) as form:
-            return await _from_form(form)
+        form = await read_form(request, max_files=MAX_FORM_FILES, max_fields=MAX_FORM_FIELDS)
+        return submission_of_form(form)
     body = await json_body(request, "application/json or multipart/form-data")
     # Megabytes of base64 would hold the event loop.
     return await anyio.to_thread.run_sync(submission_of_json, body)
@@ -88,27 +88,27 @@ def picture_of(text: str, param: str = "image") -> Picture:
         raise BadField(param, f"'{param}' is not valid base64.", code="bad_base64") from broken
 
 
-async def _from_form(form: FormData) -> Submission:
+def submission_of_form(form: Sequence[Part]) -> Submission:
     texts: dict[str, str | list[str]] = {}
     images: list[Picture] = []
-    for name, value in form.multi_items():
-        if name == "image":
-            images.append(await _file_bytes(value))
-        elif isinstance(value, UploadFile):
-            raise _misplaced_file(name)
+    for part in form:
+        if part.name == "image":
+            images.append(_file_bytes(part))
+        elif part.filename is not None:
+            raise _misplaced_file(part.name)
         else:
             # A browser sends every line break of a form's text as CRLF (WHATWG HTML, multipart/form-data).
-            _put(texts, name, value.replace("\r\n", "\n"))
+            _put(texts, part.name, part.text.replace("\r\n", "\n"))
     fields = DescribeFields.model_validate(texts)
     if not images:
         raise BadField("image", "'image' is required.", code="missing_field")
     return Submission(fields, images)
 
 
-async def _file_bytes(value: UploadFile | str) -> bytes:
-    if isinstance(value, str):
+def _file_bytes(part: Part) -> bytes:
+    if part.filename is None:
         raise BadField("image", "'image' must be sent as a file (with a filename) in multipart/form-data.")
-    return await value.read()
+    return part.data
 
 
 def _misplaced_file(name: str) -> BadField:

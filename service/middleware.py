@@ -17,7 +17,6 @@ import time
 import uuid
 
 from fastapi import Request
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import REQUEST_ID_HEADER, ApiError, TooLarge, error_response
@@ -26,6 +25,7 @@ log = logging.getLogger("twigserve.gateway")
 
 # Asked every few seconds by machines.
 PROBED = frozenset({"/livez", "/readyz", "/metrics"})
+_REQUEST_ID, _SNIFFING = REQUEST_ID_HEADER.lower().encode(), b"x-content-type-options"
 SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 # A client that is still sending when the connection closes loses the answer to a TCP reset; so the rest of
 # a body that is too large is read and dropped, within these bounds, before it is refused.
@@ -45,6 +45,14 @@ async def drain(receive: Receive, max_bytes: float = math.inf) -> None:
                     return
 
 
+def header(scope: Scope, name: bytes) -> bytes:
+    """The first of this (lower-case) name; empty where there is none. For what every request is asked."""
+    for given, value in scope["headers"]:
+        if given == name:
+            return bytes(value)
+    return b""
+
+
 class RequestId:
     """Keeps the client's own id if it is a sane one, else makes one; the worker's lines carry it too."""
 
@@ -55,19 +63,19 @@ class RequestId:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
+        given = header(scope, _REQUEST_ID).decode("latin-1")
         request_id = given if SANE_ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
 
         began, status = time.monotonic(), 0
+        own = ((_REQUEST_ID, request_id.encode()), (_SNIFFING, b"nosniff"))
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers[REQUEST_ID_HEADER] = request_id
-                headers["X-Content-Type-Options"] = "nosniff"
+                others = [pair for pair in message["headers"] if pair[0] not in (_REQUEST_ID, _SNIFFING)]
+                message = {**message, "headers": [*others, *own]}
             await send(message)
 
         try:
@@ -96,8 +104,8 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        announced = Headers(scope=scope).get("content-length", "")
-        if announced.isdecimal() and int(announced) > self._max_bytes:
+        announced = header(scope, b"content-length")
+        if announced.isdigit() and int(announced) > self._max_bytes:
             await drain(receive, DRAIN_FACTOR * self._max_bytes)
             await error_response(Request(scope), self._error())(scope, receive, send)
             return

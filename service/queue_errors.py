@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 from service.broker.base import BrokerError, Diverged, JobNotFound, Unreadable
-from service.errors import QueueDown, Unavailable
+from service.errors import ApiError, QueueDown, Unavailable
 
 RETRY_AFTER_S = 5
 
 
-@contextlib.contextmanager
-def queue_errors() -> Iterator[None]:
-    try:
-        yield
-    except (JobNotFound, StopAsyncIteration) as lost:
-        raise Unavailable("The queue lost this job.", code="job_lost", retry_after_s=RETRY_AFTER_S) from lost
-    except (Diverged, Unreadable) as broken:
-        code = "events_lost" if isinstance(broken, Diverged) else "newer_version"
-        message = (
-            "The queue lost a part of this answer." if code == "events_lost" else "A newer version is needed."
-        )
-        raise Unavailable(message, code=code, retry_after_s=RETRY_AFTER_S) from broken
-    except BrokerError as down:
-        raise QueueDown("The queue is not reachable.", retry_after_s=RETRY_AFTER_S) from down
+class QueueErrors:
+    """A class and not a generator: it stands around every event."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, BrokerError | StopAsyncIteration):
+            raise told(error) from error
+
+
+_QUEUE_ERRORS = QueueErrors()
+
+
+def queue_errors() -> QueueErrors:
+    return _QUEUE_ERRORS
+
+
+def told(error: BrokerError | StopAsyncIteration) -> ApiError:
+    if isinstance(error, JobNotFound | StopAsyncIteration):
+        return Unavailable("The queue lost this job.", code="job_lost", retry_after_s=RETRY_AFTER_S)
+    if isinstance(error, Diverged):
+        message = "The queue lost a part of this answer."
+        return Unavailable(message, code="events_lost", retry_after_s=RETRY_AFTER_S)
+    if isinstance(error, Unreadable):
+        return Unavailable("A newer version is needed.", code="newer_version", retry_after_s=RETRY_AFTER_S)
+    return QueueDown("The queue is not reachable.", retry_after_s=RETRY_AFTER_S)

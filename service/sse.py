@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -66,15 +66,47 @@ async def until_disconnect(receive: Receive) -> None:
 
 
 async def unless_gone(receive: Receive, work: Awaitable[T]) -> T | None:
-    """The work's result, or None if the client leaves first; then the work is cancelled and awaited."""
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(until_disconnect(receive))
+    """The work's result, or None if the client leaves first; then the work is cancelled and awaited.
+
+    The work runs in the caller's own task: another one costs more than most of what it does.
+    """
+    watching = _Watch(receive, asyncio.current_task())
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        return working.result() if working.done() else None
+        return await work
+    except asyncio.CancelledError:
+        if watching.is_ours():
+            return None
+        raise
     finally:
-        await _settle(leaving)
-        await _settle(working)
+        watching.end()
+
+
+class _Watch:
+    """Cancels the task when the client leaves."""
+
+    def __init__(self, receive: Receive, working: asyncio.Task[Any] | None) -> None:
+        if working is None:
+            raise RuntimeError("no task to watch for")
+        self._receive, self._working = receive, working
+        self._others = working.cancelling()
+        self._ours = 0
+        self._task = asyncio.create_task(self._run())
+
+    async def _run(self) -> None:
+        await until_disconnect(self._receive)
+        while True:  # again where a library swallowed it: a client that left must not hold its slot
+            self._ours += 1
+            self._working.cancel()
+            await asyncio.sleep(RECANCEL_S)
+
+    def is_ours(self) -> bool:
+        """Nobody else cancelled the task too."""
+        return self._ours > 0 and self._working.cancelling() == self._others + self._ours
+
+    def end(self) -> None:
+        self._task.cancel()
+        for _ in range(self._ours):
+            self._working.uncancel()
 
 
 class EventStream(Response):

@@ -135,9 +135,12 @@ class GatewayBroker(Protocol):
     async def keyed_job(self, key: str) -> KeyedJob | None:
         """Who has this idempotency key; it is free again when the job's result expires."""
 
-    def events(self, job_id: str, after: str | None = None) -> AsyncGenerator[Event, None]:
+    def events(
+        self, job_id: str, after: str | None = None, patience_s: float | None = None
+    ) -> AsyncGenerator[Event, None]:
         """The job's events behind `after` (an event id; None: from the first), up to the terminal one.
 
+        TimeoutError where that has not come within `patience_s` of the first call.
         A lost connection is a pause, not an error. Raises JobNotFound, also when the server lost a job that
         no gateway puts back; Diverged rather than a repeated or a missing event.
         Close it (`aclose`, `contextlib.aclosing`) when leaving early.

@@ -8,8 +8,7 @@ call reaches the new master. Knows nothing of jobs.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from importlib import resources
 from typing import Any
 
@@ -83,21 +82,28 @@ def async_client(settings: RedisSettings, **overrides: Any) -> redis.asyncio.Red
     return redis.asyncio.Redis.from_pool(pool)
 
 
-@contextmanager
-def translated() -> Iterator[None]:
-    """Turns "not now" errors into BrokerUnavailable; a script's own error stays a ResponseError."""
-    try:
-        yield
-    except _AWAY as error:
-        raise BrokerUnavailable(f"{type(error).__name__}: {error}") from error
-    except redis.ResponseError as error:
-        if _NOT_NOW.search(str(error)):
+class Translated:
+    """Turns "not now" errors into BrokerUnavailable; a script's own error stays a ResponseError.
+
+    A class and not a generator: it stands around every command.
+    """
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if error is None:
+            return
+        not_now = isinstance(error, redis.ResponseError) and _NOT_NOW.search(str(error))
+        if not_now or isinstance(error, _AWAY):
             raise BrokerUnavailable(f"{type(error).__name__}: {error}") from error
-        raise
 
 
-def without_memory(error: Exception) -> bool:
-    return isinstance(error, OutOfMemoryError)
+_TRANSLATED = Translated()
+
+
+def translated() -> Translated:
+    return _TRANSLATED
 
 
 def met_a_replica(error: BrokerUnavailable) -> bool:

@@ -14,17 +14,19 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import deque
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import hiredis
 import redis
 import redis.asyncio
 from redis.exceptions import NoScriptError
 
-Command = tuple[str | bytes | int, ...]
+from service.broker.wire import Command, Wire, packed
+
+__all__ = ["Command", "Line", "Script"]
+
 _CANCEL_AGAIN_S = 0.05
 _CLOSE_S = 2.0
 
@@ -40,28 +42,29 @@ class Script:
 
 class Line:
     """client: its pool gives the connection, which is logged in and, behind sentinels, the master's. It must
-    have no timeout of its own for reads: the reader always reads, so that a lost connection is seen at once.
+    have no timeout of its own for reads: the line always reads, so that a lost connection is seen at once.
     """
 
     def __init__(self, client: redis.asyncio.Redis, timeout_s: float) -> None:
         self._pool: Any = client.connection_pool
         self._timeout_s = timeout_s
-        self._connection: Any = None
-        self._unsent: list[tuple[bytes, asyncio.Future[Any]]] = []
+        self._wire: Wire | None = None
+        self._unsent: list[bytes] = []
+        self._asked: list[asyncio.Future[Any]] = []  # whose commands are unsent
         self._due: deque[asyncio.Future[Any]] = deque()
-        self._work = asyncio.Event()
-        self._writer: asyncio.Task[None] | None = None
+        self._sending = False
+        self._connecting: asyncio.Task[None] | None = None
         self._others: set[asyncio.Task[None]] = set()
         self._progress_at = 0.0
         self._watch: asyncio.TimerHandle | None = None
 
     async def ask(self, *command: str | bytes | int) -> Any:
         """The reply; raises redis-py's errors."""
-        return await self._enqueue(command)
+        return await self.send(command)
 
     async def ask_all(self, commands: Sequence[Command]) -> list[Any]:
         """For each its reply or a `redis.ResponseError`; raises where the connection broke."""
-        asked = [self._enqueue(command) for command in commands]
+        asked = [self.send(command) for command in commands]
         replies = await asyncio.gather(*asked, return_exceptions=True)
         for reply in replies:
             if isinstance(reply, BaseException) and not isinstance(reply, redis.ResponseError):
@@ -71,80 +74,79 @@ class Line:
     async def run(self, script: Script, *arguments: str | bytes | int) -> Any:
         """arguments: the script's one key, then its ARGV."""
         try:
-            return await self._enqueue(("EVALSHA", script.sha, 1, *arguments))
+            return await self.send(("EVALSHA", script.sha, 1, *arguments))
         except NoScriptError:
-            await self._enqueue(("SCRIPT", "LOAD", script.source))
-            return await self._enqueue(("EVALSHA", script.sha, 1, *arguments))
+            await self.send(("SCRIPT", "LOAD", script.source))
+            return await self.send(("EVALSHA", script.sha, 1, *arguments))
+
+    def send(self, command: Command) -> asyncio.Future[Any]:
+        """As `ask`, for who has something else to do meanwhile."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+        self._unsent += packed(command)
+        self._asked.append(future)
+        if self._wire is None:
+            if self._connecting is None or self._connecting.done():
+                self._connecting = loop.create_task(self._connect(), name="redis-connect")
+        elif not self._sending:  # with all that is asked in this turn of the loop
+            self._sending = True
+            loop.call_soon(self._flush)
+        return future
 
     def drop(self, why: Exception | None = None) -> None:
         """Whatever is not answered fails; the next command opens another connection."""
         error = why or redis.ConnectionError("the connection was given up")
-        connection, self._connection = self._connection, None
-        waiting = [*self._due, *(future for _, future in self._unsent)]
+        wire, self._wire = self._wire, None
+        waiting = [*self._due, *self._asked]
         self._due.clear()
+        self._asked.clear()
         self._unsent.clear()
         for future in waiting:
             if not future.done():
                 future.set_exception(error)
-        if connection is not None:
-            self._spawn(self._put_away(connection))
+        if wire is not None:
+            wire.leave()
+            self._spawn(self._put_away(wire.connection))
 
     async def close(self) -> None:
         # More than once: redis-py swallows a cancellation that meets an arriving reply.
-        while self._writer is not None and not self._writer.done():
-            self._writer.cancel()
-            await asyncio.wait({self._writer}, timeout=_CANCEL_AGAIN_S)
+        while self._connecting is not None and not self._connecting.done():
+            self._connecting.cancel()
+            await asyncio.wait({self._connecting}, timeout=_CANCEL_AGAIN_S)
         self.drop()
-        while self._others:  # readers end with their connections
+        while self._others:
             await asyncio.wait(set(self._others), timeout=_CLOSE_S)
             for task in self._others:
                 task.cancel()
         if self._watch is not None:
             self._watch.cancel()
 
-    def _enqueue(self, command: Command) -> asyncio.Future[Any]:
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._unsent.append((hiredis.pack_command(command), future))  # type: ignore[arg-type] # one type a place
-        if self._writer is None or self._writer.done():
-            self._writer = asyncio.create_task(self._write(), name="redis-writer")
-        self._work.set()
-        return future
+    async def _connect(self) -> None:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                connection = await self._pool.get_connection()
+            self._wire = Wire(connection, self._answer, self._flush, self.drop)
+        except Exception as error:  # whatever it is, nothing of what was asked can be sent
+            self.drop(error)
+        else:
+            self._flush()
 
-    async def _write(self) -> None:
-        while True:
-            await self._work.wait()
-            self._work.clear()
-            try:
-                connection = self._connection or await self._connect()
-                batch, self._unsent = self._unsent, []
-                self._expect(future for _, future in batch)
-                await connection.send_packed_command(b"".join(packed for packed, _ in batch), False)
-            except Exception as error:  # whatever it is, nothing is known of what was asked
-                self.drop(error)
-
-    async def _connect(self) -> Any:
-        async with asyncio.timeout(self._timeout_s):
-            connection = await self._pool.get_connection()
-        self._connection = connection
-        self._spawn(self._read(connection))
-        return connection
-
-    async def _read(self, connection: Any) -> None:
-        while True:
-            reply: Any
-            try:
-                reply = await connection.read_response(disable_decoding=True, disconnect_on_error=False)
-            except redis.ResponseError as error:
-                reply = error
-            except Exception as error:  # the connection is of no more use
-                if self._connection is connection:
-                    self.drop(error)
-                return
-            if self._connection is not connection:
-                return
-            self._answer(reply)
+    def _flush(self) -> None:
+        self._sending = False
+        wire = self._wire
+        if wire is None or wire.full or not self._asked:
+            return  # `room` comes, or `_connect`
+        asked, self._asked = self._asked, []
+        parts, self._unsent = self._unsent, []
+        self._expect(asked)
+        try:
+            wire.write(parts)
+        except Exception as error:
+            self.drop(error)
 
     def _answer(self, reply: Any) -> None:
+        if not self._due:  # as where a server has too many clients
+            raise reply if isinstance(reply, Exception) else redis.ConnectionError("an unasked reply")
         self._progress_at = asyncio.get_running_loop().time()
         future = self._due.popleft()
         if future.done():
@@ -154,7 +156,7 @@ class Line:
         else:
             future.set_result(reply)
 
-    def _expect(self, futures: Iterable[asyncio.Future[Any]]) -> None:
+    def _expect(self, futures: list[asyncio.Future[Any]]) -> None:
         loop = asyncio.get_running_loop()
         if not self._due:
             self._progress_at = loop.time()

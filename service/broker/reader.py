@@ -2,16 +2,18 @@
 
 Invariant: each waiter gets every event behind its own cursor exactly once and in order, whatever happens
 to the connection; a gap is an error, never skipped. A new waiter interrupts the blocked read through the
-gateway's inbox stream, which, being a stream, cannot lose that wake-up. Knows nothing of what events
-mean, or of jobs that vanish (`custody`).
+gateway's inbox stream, which, being a stream, cannot lose that wake-up; one wake-up serves all who come
+before the read that it ends has ended. Knows nothing of what events mean, or of jobs that vanish (`custody`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from service.broker.base import BrokerError, BrokerUnavailable, Diverged, Unreadable
 from service.broker.connection import translated
@@ -24,6 +26,8 @@ BLOCK_MS = 2000
 BATCH = 256
 _BACKOFF_FIRST_S = 0.05
 _CANCEL_AGAIN_S = 0.05
+_INBOX_TTL_S = 3600
+_INBOX_KEPT_S = 60.0  # how often its end is put off
 
 
 class Waiter:
@@ -35,7 +39,17 @@ class Waiter:
         self.cursor = cursor
         self.failed = False
         self._run = ""
-        self._inbox: asyncio.Queue[Event | BrokerError] = asyncio.Queue()
+        self._inbox: deque[Event | Exception] = deque()
+        self._asking: asyncio.Future[None] | None = None
+        self._patience: asyncio.TimerHandle | None = None
+
+    def give_up_in(self, patience_s: float) -> None:
+        late = TimeoutError("no event")
+        self._patience = asyncio.get_running_loop().call_later(patience_s, self.fail, late)
+
+    def leave(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
 
     def deliver(self, event: Event, read_from: tuple[int, int]) -> None:
         """read_from: where the read that found it began; a waiter further back must not skip ahead."""
@@ -48,37 +62,77 @@ class Waiter:
             return
         self.cursor = event.attempt, event.seq
         self._run = event.run
-        self._inbox.put_nowait(event)
+        self._put(event)
 
-    def fail(self, error: BrokerError) -> None:
+    def fail(self, error: Exception) -> None:
         self.failed = True
-        self._inbox.put_nowait(error)
+        self._put(error)
+
+    def _put(self, item: Event | Exception) -> None:
+        self._inbox.append(item)
+        if self._asking is not None and not self._asking.done():
+            self._asking.set_result(None)
 
     async def next(self) -> Event:
-        item = await self._inbox.get()
-        if isinstance(item, BrokerError):
+        while not self._inbox:
+            self._asking = asyncio.get_running_loop().create_future()
+            await self._asking
+        item = self._inbox.popleft()
+        if isinstance(item, Exception):
             raise item
         return item
 
 
+class Followed:
+    """A job with waiters. cursor: where its next read begins; None where none of them wants any more.
+
+    read_from: where the read that is open began for it; None where that knows nothing of it.
+    """
+
+    def __init__(self, job_id: str, key: bytes) -> None:
+        self.job_id, self.key = job_id, key
+        self.waiters: list[Waiter] = []
+        self.cursor: tuple[int, int] | None = None
+        self.read_from: tuple[int, int] | None = None
+
+    def see(self) -> None:
+        """A waiter came, moved, failed or went."""
+        wanted = [waiter.cursor for waiter in self.waiters if not waiter.failed]
+        self.cursor = min(wanted) if wanted else None
+
+    def begin(self) -> str:
+        """Of a read; empty where it is not to be in it."""
+        self.read_from = self.cursor
+        return "{}-{}".format(*self.cursor) if self.cursor else ""
+
+    def is_read(self) -> bool:
+        """The open read will give what its waiters want."""
+        return self.read_from is not None and (self.cursor is None or self.read_from <= self.cursor)
+
+
 class EventReader:
-    """seen: told of each event before its waiters are; where one of them is behind, a second time."""
+    """blocking: for the one read; calls: for what ends it early. seen: told of each event before its waiters
+    are; where one of them is behind, a second time.
+    """
 
     def __init__(
         self,
-        line: Line,
+        blocking: Line,
+        calls: Line,
         keys: Keys,
         inbox: str,
         backoff_max_s: float,
         seen: Callable[[str, Event], None],
     ) -> None:
-        self._line = line
+        self._line, self._calls = blocking, calls
         self._keys = keys
         self._inbox = inbox
         self._inbox_cursor = "0-0"
+        self._inbox_kept_at = -_INBOX_KEPT_S
         self._backoff_max_s = backoff_max_s
         self._seen = seen
-        self._waiters: dict[str, list[Waiter]] = {}
+        self._followed: dict[bytes, Followed] = {}
+        self._reading = self._woken = False
         self._task: asyncio.Task[None] | None = None
         self._wanted = asyncio.Event()
 
@@ -95,28 +149,48 @@ class EventReader:
 
     @contextmanager
     def waiting(self, job_id: str, cursor: tuple[int, int]) -> Iterator[Waiter]:
+        key = self._key(job_id)
+        followed = self._followed.get(key)
+        if followed is None:
+            followed = self._followed[key] = Followed(job_id, key)
         waiter = Waiter(cursor)
-        self._waiters.setdefault(job_id, []).append(waiter)
+        followed.waiters.append(waiter)
+        followed.see()
         self._wanted.set()
+        if self._reading and not self._woken and not followed.is_read():
+            self._wake()
         try:
             yield waiter
         finally:
-            self._forget(job_id, waiter)
+            waiter.leave()
+            followed.waiters.remove(waiter)
+            followed.see()
+            if not followed.waiters:
+                del self._followed[key]
 
     def awaited(self) -> list[str]:
-        return list(self._waiters)
+        return [followed.job_id for followed in self._followed.values()]
 
-    def _forget(self, job_id: str, waiter: Waiter) -> None:
-        rest = [other for other in self._waiters[job_id] if other is not waiter]
-        if rest:
-            self._waiters[job_id] = rest
-        else:
-            del self._waiters[job_id]
+    def _key(self, job_id: str) -> bytes:
+        return self._keys.events(job_id).encode()
+
+    def _wake(self) -> None:
+        """Ends the open read. Where a full server refuses it, that read's own end has to do."""
+        self._woken = True
+        self._calls.send(("XADD", self._inbox, "MAXLEN", 1, "*", "w", "1")).add_done_callback(self._is_woken)
+        now = asyncio.get_running_loop().time()
+        if now - self._inbox_kept_at >= _INBOX_KEPT_S:
+            self._inbox_kept_at = now
+            self._calls.send(("EXPIRE", self._inbox, _INBOX_TTL_S)).add_done_callback(_heard)
+
+    def _is_woken(self, wake: asyncio.Future[Any]) -> None:
+        if not _heard(wake):
+            self._woken = False
 
     async def _run(self) -> None:
         backoff_s = _BACKOFF_FIRST_S
         while True:
-            if not self._waiters:
+            if not self._followed:
                 self._wanted.clear()
                 await self._wanted.wait()
             try:
@@ -132,48 +206,61 @@ class EventReader:
                 await asyncio.sleep(_BACKOFF_FIRST_S)
 
     async def _read(self) -> None:
-        streams = {self._inbox: self._inbox_cursor}
-        jobs: dict[bytes, tuple[str, tuple[int, int]]] = {}
-        for job_id, waiters in self._waiters.items():
-            cursors = [waiter.cursor for waiter in waiters if not waiter.failed]
-            if not cursors:
-                continue  # told, and not gone yet
-            cursor = min(cursors)
-            key = self._keys.events(job_id)
-            streams[key] = f"{cursor[0]}-{cursor[1]}"
-            jobs[key.encode()] = job_id, cursor
-        with translated():
-            reply = await self._line.ask(
-                *("XREAD", "COUNT", BATCH, "BLOCK", BLOCK_MS, "STREAMS"), *streams, *streams.values()
-            )
+        keys: list[str | bytes] = []
+        cursors: list[str | bytes] = []
+        for followed in self._followed.values():
+            if begins := followed.begin():
+                keys.append(followed.key)
+                cursors.append(begins)
+        streams = [self._inbox, *keys, self._inbox_cursor, *cursors]
+        self._reading, self._woken = True, False
+        try:
+            with translated():
+                reply = await self._line.ask("XREAD", "COUNT", BATCH, "BLOCK", BLOCK_MS, "STREAMS", *streams)
+        finally:
+            self._reading = False
         for key, entries in reply or ():
-            if key in jobs:
-                self._route(*jobs[key], entries)
-            else:
+            found = self._followed.get(key)
+            if found is not None:
+                self._route(found, entries)
+            elif key == self._inbox.encode():
                 self._inbox_cursor = entries[-1][0].decode()
 
-    def _route(
-        self, job_id: str, read_from: tuple[int, int], entries: list[tuple[bytes, list[bytes]]]
-    ) -> None:
-        waiters = self._waiters.get(job_id, ())
+    def _route(self, followed: Followed, entries: list[tuple[bytes, list[bytes]]]) -> None:
+        read_from = followed.read_from
+        if read_from is None:
+            return  # the one who waited has gone and another has come: the next read is his
         for _, fields in entries:
             try:
                 event = Event.decode(fields[1])
             except ValueError as error:  # the other jobs of this read are not to blame
-                log.error("unreadable event", extra={"job_id": job_id, "error": str(error)})
-                self.fail(job_id, Unreadable(f"event of {job_id}: {type(error).__name__}"))
+                log.error("unreadable event", extra={"job_id": followed.job_id, "error": str(error)})
+                self.fail(followed.job_id, Unreadable(f"event of {followed.job_id}: {type(error).__name__}"))
                 return
-            self._seen(job_id, event)
-            for waiter in waiters:
+            self._seen(followed.job_id, event)
+            for waiter in followed.waiters:
                 waiter.deliver(event, read_from)
+        followed.see()
 
     def release(self) -> None:
         self._fail_all(BrokerUnavailable("the gateway is stopping"))
 
     def fail(self, job_id: str, error: BrokerError) -> None:
-        for waiter in self._waiters.get(job_id, ()):
-            waiter.fail(error)
+        followed = self._followed.get(self._key(job_id))
+        if followed is not None:
+            _fail(followed, error)
 
     def _fail_all(self, error: BrokerError) -> None:
-        for job_id in self._waiters:
-            self.fail(job_id, error)
+        for followed in self._followed.values():
+            _fail(followed, error)
+
+
+def _fail(followed: Followed, error: BrokerError) -> None:
+    for waiter in followed.waiters:
+        waiter.fail(error)
+    followed.see()
+
+
+def _heard(reply: asyncio.Future[Any]) -> bool:
+    """Takes notice of an error; whoever needs the server meets it too."""
+    return not reply.cancelled() and reply.exception() is None

@@ -29,7 +29,6 @@ from service.broker.connection import (
     script_header,
     script_source,
     translated,
-    without_memory,
 )
 from service.broker.custody import Custody, key_and_fingerprint, new_name
 from service.broker.line import Command, Line, Script
@@ -53,8 +52,8 @@ _SCRIPTS = (
     *("spend", "admit", "give_back", "submit", "withdraw", "cancel", "expire"),
     *("stats", "survey", "keyed", "restore"),
 )
+_FIRST = (0, 0)
 _HOLD_MS = 60_000  # how long a reservation may lack its job
-_INBOX_TTL_S = 3600
 
 
 class _TooFewReplicas(BrokerUnavailable):
@@ -71,11 +70,11 @@ class RedisGatewayBroker:
         self._header = script_header(self._keys, settings)
         self._scripts = {name: Script(script_source(name)) for name in _SCRIPTS}
         self._submit_apart = self._client.register_script(script_source("submit"))
-        self._inbox = self._keys.inbox(uuid.uuid4().hex)
+        inbox = self._keys.inbox(uuid.uuid4().hex)
         self._custody = Custody(self._run, self._awaited, self._lost, settings.job_ttl_s)
         blocking = Line(self._lines_client, settings.command_timeout_s + BLOCK_MS / 1000)
         self._reader = EventReader(
-            blocking, self._keys, self._inbox, settings.backoff_max_s, self._custody.see
+            blocking, self._line, self._keys, inbox, settings.backoff_max_s, self._custody.see
         )
 
     async def start(self) -> None:
@@ -164,15 +163,21 @@ class RedisGatewayBroker:
             raise _data_lost()
         return None
 
-    async def events(self, job_id: str, after: str | None = None) -> AsyncGenerator[Event, None]:
-        cursor = (0, 0) if after is None else parse_event_id(after)
+    async def events(
+        self, job_id: str, after: str | None = None, patience_s: float | None = None
+    ) -> AsyncGenerator[Event, None]:
+        cursor = _FIRST if after is None else parse_event_id(after)
         with self._reader.waiting(job_id, cursor) as waiter:
-            try:
-                if await self._is_over(job_id, cursor):
-                    return
-            except BrokerUnavailable:
-                if self._custody.held(job_id) is None:
-                    raise  # else the reader finds the server again, and custody the job
+            # What this gateway has just queued has not been read to its end.
+            if cursor != _FIRST or self._custody.held(job_id) is None:
+                try:
+                    if await self._is_over(job_id, cursor):
+                        return
+                except BrokerUnavailable:
+                    if self._custody.held(job_id) is None:
+                        raise  # else the reader finds the server again, and custody the job
+            if patience_s is not None:
+                waiter.give_up_in(patience_s)
             while True:
                 event = await waiter.next()
                 yield event
@@ -214,21 +219,9 @@ class RedisGatewayBroker:
         return QueueStats(waiting, pending, age_ms / 1000, *rest)
 
     async def _is_over(self, job_id: str, cursor: tuple[int, int]) -> bool:
-        """Wakes the reader for a new waiter and looks whether there is anything to wait for.
-
-        A full server takes no wake; then the waiter joins when the open read ends by itself.
-        """
+        """Whether there is nothing to wait for."""
         with translated():
-            wake, _, fields = await self._line.ask_all(
-                (
-                    ("XADD", self._inbox, "MAXLEN", 1, "*", "w", "1"),
-                    ("EXPIRE", self._inbox, _INBOX_TTL_S),
-                    ("HMGET", self._keys.job(job_id), "state", "seq"),
-                )
-            )
-            for reply in (wake, fields):
-                if isinstance(reply, Exception) and not without_memory(reply):
-                    raise reply
+            fields = await self._line.ask("HMGET", self._keys.job(job_id), "state", "seq")
         state, seq = fields
         if state is None:
             if self._custody.held(job_id) or await self._custody.data_was_lost():

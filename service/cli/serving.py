@@ -68,11 +68,13 @@ def gateway(
         said = given(host=host, port=port, worker_metrics_urls=urls)
         settings = GatewaySettings(redis=redis(redis_url), **said)
         configure_log()
+        from service import collector
         from service.app import create_app
         from service.draining import DrainingServer
         from service.http_server import server_config
 
         app = create_app(settings)
+        collector.settle()
     DrainingServer(server_config(app, settings), app.state.gateway).run()
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request, Response
-from starlette.datastructures import UploadFile
 
 from service.batches import Batches
 from service.callers import caller_of
 from service.errors import BadField, UnsupportedMedia
+from service.form import read_form
 from service.intake import content_type, json_body
 from service.openapi import inlined
 from service.schemas import error_responses
@@ -72,17 +72,17 @@ def batches_of(request: Request) -> Batches:
 async def upload_file(request: Request) -> FileObject:
     if content_type(request) != "multipart/form-data":
         raise UnsupportedMedia("Send multipart/form-data.")
-    async with request.form(max_files=2, max_fields=8) as form:
-        for name, _ in form.multi_items():
-            if name not in FIELDS:
-                raise BadField(name, f"Unknown field: '{name}'.", code="unknown_field")
-        if form.get("purpose") != PURPOSE:
-            raise BadField("purpose", f"'purpose' must be '{PURPOSE}'.")
-        file = form.get("file")
-        if not isinstance(file, UploadFile):
-            raise BadField("file", "'file' is required, as a file.", code="missing_field")
-        name = file.filename or "requests.jsonl"
-        return await batches_of(request).take_file(caller_of(request).name, name, await file.read())
+    form = {part.name: part for part in await read_form(request, max_files=2, max_fields=8)}
+    for name in form:
+        if name not in FIELDS:
+            raise BadField(name, f"Unknown field: '{name}'.", code="unknown_field")
+    purpose, file = form.get("purpose"), form.get("file")
+    if purpose is None or purpose.filename is not None or purpose.text != PURPOSE:
+        raise BadField("purpose", f"'purpose' must be '{PURPOSE}'.")
+    if file is None or file.filename is None:
+        raise BadField("file", "'file' is required, as a file.", code="missing_field")
+    name = file.filename or "requests.jsonl"
+    return await batches_of(request).take_file(caller_of(request).name, name, file.data)
 
 
 @router.get("/v1/files/{file_id}", summary="A file of a batch", responses=error_responses(401, 404, 503))

@@ -124,12 +124,36 @@ async def test_a_waiter_that_joins_an_open_read_misses_nothing(
     async with contextlib.aclosing(gateway.events(job.id)) as ahead:
         assert [(await anext(ahead)).seq for _ in range(2)] == [1, 2]
         await asyncio.sleep(0.05)  # the reader blocks again, behind 1-2
-        with gateway._reader.waiting(job.id, (0, 0)) as late:  # not announced: the open read must serve it
+        gateway._reader._woken = True  # and is not woken for the second one: the open read must serve it
+        with gateway._reader.waiting(job.id, (0, 0)) as late:
             worker.publish(lease, [token(1, 3, 9)])
             async with asyncio.timeout(60):
                 assert [(await late.next()).seq for _ in range(3)] == [1, 2, 3]
                 assert (await anext(ahead)).seq == 3
     worker.finish(lease, [done(1, 4)])
+
+
+async def test_an_open_read_is_woken_once_for_all_who_come_before_it_ends(
+    gateway: RedisGatewayBroker, worker: RedisWorkerBroker, monkeypatch: pytest.MonkeyPatch
+):
+    wakes = []
+    wake = gateway._reader._wake
+    monkeypatch.setattr(gateway._reader, "_wake", lambda: (wakes.append(1), wake()))
+    monkeypatch.setattr(service.broker.reader, "BLOCK_MS", 600_000)  # nothing but the wake ends it
+    monkeypatch.setattr(gateway._reader._line, "_timeout_s", 600)
+    first, *others = jobs = [make_job() for _ in range(6)]
+    for job in jobs:
+        await gateway.submit(job, {})
+    following = [asyncio.create_task(collect(gateway, first.id))]
+    while not gateway._reader._reading:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    assert not wakes
+    following += [asyncio.create_task(collect(gateway, job.id)) for job in others]
+    await asyncio.sleep(0)
+    assert wakes == [1]
+    for claim in worker.claim(6).claims:
+        worker.finish(claim.lease, [done(1, 1)])
+    assert [len(events) for events in await asyncio.gather(*following)] == [1] * 6
 
 
 async def test_one_reader_serves_many_waiters(gateway: RedisGatewayBroker, new_worker: WorkerFactory):

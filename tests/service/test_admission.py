@@ -55,12 +55,12 @@ def test_the_expected_wait() -> None:
 
 def test_open_requests_are_counted_and_let_go() -> None:
     admission = Admission(max_open=1)
-    with admission.enter():
-        with pytest.raises(TooBusy) as refused, admission.enter():
+    with admission:
+        with pytest.raises(TooBusy) as refused, admission:
             pass
         assert refused.value.code == "gateway_full"
         assert admission.in_flight == 1
-    with admission.enter():
+    with admission:
         assert admission.in_flight == 1
 
 

@@ -275,7 +275,7 @@ async def test_a_job_that_redis_lost_is_put_back(settings: GatewaySettings, stre
                 response = await asking
     assert response.status_code == 200
     assert len(announced.jobs) == 1
-    assert (f'"id": "{announced.jobs[0].id}"' if stream else announced.jobs[0].id) in response.text
+    assert (f'"id":"{announced.jobs[0].id}"' if stream else announced.jobs[0].id) in response.text
     assert None not in announced.blobs
 
 

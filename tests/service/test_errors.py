@@ -6,12 +6,13 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from service.errors import ApiError, BadField, TooBusy, as_api_error, install_handlers
 from service.middleware import RequestId
+from service.shortcut import Shortcut
 
 
 def leaves(kind: type[ApiError]) -> list[type[ApiError]]:
@@ -20,26 +21,29 @@ def leaves(kind: type[ApiError]) -> list[type[ApiError]]:
 
 def app_raising(error: Exception) -> FastAPI:
     app = FastAPI()
-    app.add_middleware(RequestId)
-    install_handlers(app)
 
     @app.get("/")
-    async def fail(request: Request) -> None:
+    async def fail(request: Request) -> Response:
         raise error
 
+    app.add_middleware(Shortcut, posts={"/": fail})
+    app.add_middleware(RequestId)
+    install_handlers(app)
     return app
 
 
-async def answer_to(error: Exception) -> httpx.Response:
+async def answer_to(error: Exception, method: str = "GET") -> httpx.Response:
+    """GET goes through the router, POST past it."""
     transport = httpx.ASGITransport(app_raising(error), raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
-        return await client.get("/", headers={"X-Request-ID": "r-1"})
+        return await client.request(method, "/", headers={"X-Request-ID": "r-1"})
 
 
+@pytest.mark.parametrize("method", ["GET", "POST"])
 @pytest.mark.parametrize("kind", leaves(ApiError), ids=lambda kind: kind.__name__)
-async def test_every_leaf_of_the_tree(kind: type[ApiError]) -> None:
+async def test_every_leaf_of_the_tree(kind: type[ApiError], method: str) -> None:
     error = BadField("seed", "what was wrong") if kind is BadField else kind("what was wrong", param="seed")
-    response = await answer_to(error)
+    response = await answer_to(error, method)
     assert response.status_code == kind.status
     assert response.headers["X-Request-ID"] == "r-1"
     assert response.json() == {
@@ -52,8 +56,9 @@ async def test_every_leaf_of_the_tree(kind: type[ApiError]) -> None:
     [RuntimeError("secret"), KeyError("secret"), BaseExceptionGroup("g", [ValueError("secret")])],
     ids=repr,
 )
-async def test_an_unforeseen_error_tells_nothing(error: Exception) -> None:
-    response = await answer_to(error)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_an_unforeseen_error_tells_nothing(error: Exception, method: str) -> None:
+    response = await answer_to(error, method)
     assert response.status_code == 500
     assert "secret" not in response.text
     assert response.headers["X-Request-ID"] == "r-1"

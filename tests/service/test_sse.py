@@ -142,3 +142,29 @@ async def test_unless_gone() -> None:
     assert await unless_gone(peer.receive, work()) == "done"
     peer.leave.set()
     assert await unless_gone(peer.receive, asyncio.Event().wait()) is None
+
+
+async def test_unless_gone_leaves_anothers_cancellation_alone() -> None:
+    peer = Peer()
+    running = asyncio.create_task(unless_gone(peer.receive, asyncio.Event().wait()))
+    await asyncio.sleep(0)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+
+async def test_who_was_left_can_go_on() -> None:
+    """The cancellation is the work's, not its caller's, who still has a timeout of his own to keep."""
+
+    async def caller() -> str:
+        try:
+            async with asyncio.timeout(0.01):
+                assert await unless_gone(peer.receive, asyncio.Event().wait()) is None
+                await asyncio.Event().wait()
+        except TimeoutError:
+            return "went on"
+        return "was not stopped"
+
+    peer = Peer()
+    peer.leave.set()
+    assert await asyncio.create_task(caller()) == "went on"
