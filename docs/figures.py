@@ -22,7 +22,7 @@ SCENE = DOCS / "samples/panda.png"
 PICTURES = DOCS / "pictures"
 DESCRIBE = "Describe the image."
 # As the guide's table names them.
-QUESTIONS = (DESCRIBE, "How many objects are there?", "What is the background?")
+QUESTIONS = (DESCRIBE, "Where is the panda?", "What is at the top left?")
 PATCH_PX = 16
 ROUNDS_SHOWN = 8
 

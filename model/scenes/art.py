@@ -87,4 +87,7 @@ def load_unseen(path: Path) -> tuple[Sprites, list[str]]:
 if __name__ == "__main__":
     import sys
 
+    from model.scenes.colors import write_table
+
     render_sprites(Path(sys.argv[1]), Path(sys.argv[2]))
+    write_table(load_sprites(Path(sys.argv[2])))

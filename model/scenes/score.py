@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from model.scenes.compose import Scene
 from model.scenes.words import PLACES, SIZES, at_place
 
-_SENTENCE = re.compile(
-    rf"(?P<place>{'|'.join(at_place(p) for p in sorted(PLACES, key=len, reverse=True))}) there is an? "
-    rf"(?P<size>{'|'.join(SIZES)}) (?P<noun>\w+)\.",
-    re.IGNORECASE,
+_PLACE = "|".join(at_place(place) for place in sorted(PLACES, key=len, reverse=True))
+_THING = rf"an? (?P<size>{'|'.join(SIZES)}) (?P<noun>\w+)"
+# Both ways in which a description places an object.
+_TOLD = (
+    re.compile(rf"(?P<place>{_PLACE}) there is {_THING}\.", re.IGNORECASE),
+    re.compile(rf"{_THING} (?P<place>{_PLACE})", re.IGNORECASE),
 )
 _PLACE_OF = {at_place(place): place for place in PLACES}
 
@@ -30,8 +32,8 @@ class DescriptionScore:
 
 
 def read_description(text: str) -> list[tuple[str, str, str]]:
-    """(place, size, noun) of each sentence that names an object."""
-    found = _SENTENCE.finditer(text)
+    """(place, size, noun) of each object that is placed."""
+    found = next((some for pattern in _TOLD if (some := list(pattern.finditer(text)))), [])
     return [(_PLACE_OF[m["place"].lower()], m["size"].lower(), m["noun"].lower()) for m in found]
 
 

@@ -4,8 +4,9 @@ First the projector alone: each patch's feature is led to the word embeddings of
 place; or colour and pattern), with the output head equal to the embedding, so that naming is copying and the
 decoder starts with pictures that it can already read. Then everything but the tower, with a random subset of
 the visual tokens a scene at their own positions (cheap, and the model will meet pruned pictures anyway),
-ending with all of them; at last with the visual tokens hidden from layer `DROP_LAYER` on in most steps, so
-that the model learns to have read the picture by then.
+ending with all of them; then with the visual tokens hidden from layer `DROP_LAYER` on in most steps, so that
+the model learns to have read the picture by then. At last a head of the first layer is made to match words
+and patches (`matching`), and then questions are taught (`questions`).
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from model.scenes.words import NOUNS, PLACES
 from model.train.batches import IMAGE_TOKENS, Stage, random_batch
 from model.train.features import FeaturePool
 from model.train.loop import Checkpoint, cosine_rate, run_steps, stage_at, update
+from model.train.matching import install, word_ids
 from model.train.pack import Packed, Packer
+from model.train.questions import Questions
 from model.train.tower import TOWER_CONFIG
 
 
@@ -70,7 +73,18 @@ PHASES = (
             Stage((IMAGE_TOKENS, IMAGE_TOKENS), 6, 8, 4, 50, hidden=0.5),
         ),
     ),
+    # Questions, with a head that matches words and patches.
+    Phase(
+        1e-3,
+        40,
+        (
+            Stage((32, 96), 6, 10, 8, 700, hidden=0.6),
+            Stage((96, 288), 6, 10, 8, 50, hidden=0.6),
+            Stage((IMAGE_TOKENS, IMAGE_TOKENS), 6, 10, 4, 30, hidden=0.5),
+        ),
+    ),
 )
+MATCHING_FROM = sum(phase.steps for phase in PHASES[:-1])
 STAGES = tuple(stage for phase in PHASES for stage in phase.stages)
 ALIGN_STEPS, ALIGN_RATE = 600, 2e-3
 # 1/sqrt(hidden), and 4 times that for words, so that they are not drowned by what the layers add.
@@ -141,6 +155,7 @@ class BaseRun:
         self.nouns = torch.tensor(
             [tokenizer.encode(" " + noun, add_special_tokens=False)[0] for noun in NOUNS]
         )
+        self.questions = Questions(self.vlm, word_ids(tokenizer).flatten(), DROP_LAYER)
         trained = [p for p in self.vlm.parameters() if p.requires_grad]
         matrices, vectors = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
         groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
@@ -182,16 +197,27 @@ class BaseRun:
         return torch.cat(features), torch.cat(targets)
 
     def _step(self, step: int) -> dict[str, float]:
+        if step == MATCHING_FROM:
+            install(self.vlm, self.pool, self.tokenizer)
         stage = stage_at(STAGES, step)
         packed, visual = random_batch(self.pool, self.packer, stage, [step, 11])
         hide = np.random.default_rng([step, 17]).random() < stage.hidden
-        hidden = forward_packed(self.vlm, packed, visual, DROP_LAYER if hide else None)
-        logits = self.vlm.lm_head(hidden.flatten(0, 1)[packed.target_at])
-        loss = F.cross_entropy(logits, packed.target)
+        hidden = forward_packed(self.vlm, packed, visual, DROP_LAYER if hide else None).flatten(0, 1)
+        logits = self.vlm.lm_head(hidden[packed.target_at])
+        loss = answer_loss(logits, packed)
+        if step >= MATCHING_FROM:
+            loss = loss + self.questions.loss(packed, hidden, logits)
         update(self.optimizer, self.vlm, loss, learning_rate(step))
         right = (logits.argmax(-1) == packed.target).float()
         nouns = torch.isin(packed.target, self.nouns)
         return {"loss": loss.item(), "right": right.mean().item(), "nouns": right[nouns].mean().item()}
+
+
+def answer_loss(logits: torch.Tensor, packed: Packed) -> torch.Tensor:
+    """Mean over answer tokens, weighed so that a short answer is not drowned: by the root of its length."""
+    weight = torch.bincount(packed.turn).float().rsqrt()[packed.turn]
+    each = F.cross_entropy(logits, packed.target, reduction="none")
+    return (weight * each).sum() / weight.sum()
 
 
 def learning_rate(step: int) -> float:

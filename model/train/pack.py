@@ -31,6 +31,18 @@ class Packed:
     target: torch.Tensor  # [A] that next token
     turn: torch.Tensor  # [A] ascending number of the turn, over the batch, that it answers
 
+    @property
+    def starts(self) -> torch.Tensor:
+        """bool [A]: the first token of each answer."""
+        return torch.diff(self.turn, prepend=self.turn[:1] - 1) != 0
+
+    def asked(self, words: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where questions say one of `words` (flat indices [n]), and which of A begins each one's answer."""
+        answered = torch.zeros(self.ids.numel(), dtype=torch.bool)
+        answered[self.target_at + 1] = True
+        said = torch.nonzero(torch.isin(self.ids, words).flatten() & ~answered).flatten()
+        return said, torch.searchsorted(self.target_at, said)
+
 
 class Packer:
     def __init__(self, tokenizer: PreTrainedTokenizerFast, image_tokens: int) -> None:

@@ -3,14 +3,36 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from model.scenes.art import SPRITE_PX
-from model.scenes.compose import CELL_PX, GRID, IGNORE, IMAGE_PX, PATCH_PX, TEST_SEEDS, draw, random_scene
-from model.scenes.language import QUESTIONS, describe, turns
+from model.scenes.colors import color_name, dominant
+from model.scenes.compose import (
+    CELL_PX,
+    GRID,
+    IGNORE,
+    IMAGE_PX,
+    PATCH_PX,
+    TEST_SEEDS,
+    Object,
+    Scene,
+    draw,
+    random_scene,
+)
+from model.scenes.language import (
+    QUESTIONS,
+    arranged,
+    ask_color,
+    describe,
+    in_a_sentence,
+    listed,
+    relation,
+    turns,
+)
 from model.scenes.score import read_description, score_description
 from model.scenes.words import NOUNS, PLACES, STYLES, article, plural
 
@@ -65,11 +87,66 @@ def test_a_window_is_a_cut_of_the_whole(sprites: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_description_scores_full_marks_on_its_scene(seed: int) -> None:
+@pytest.mark.parametrize("told", [describe, in_a_sentence])
+def test_a_description_scores_full_marks_on_its_scene(seed: int, told: Callable[[Scene], str]) -> None:
     scene = random_scene(rng(seed))
-    score = score_description(scene, describe(scene))
+    score = score_description(scene, told(scene))
     assert score.objects == score.said == score.named == score.placed == score.sized
     assert score.background
+
+
+def a_scene(*things: tuple[str, str, str]) -> Scene:
+    """things: noun, size, place."""
+    objects = tuple(Object(noun, size, place, 0, 0, 0, 40, False) for noun, size, place in things)
+    return Scene(objects, "red", "plain")
+
+
+def test_what_is_said_is_english() -> None:
+    scene = a_scene(
+        ("wolf", "small", "top left"), ("owl", "large", "right"), ("wolf", "large", "bottom left"),
+        ("unicorn", "small", "bottom"),
+    )  # fmt: skip
+    assert listed(scene) == "Two wolves, an owl and a unicorn."
+    assert in_a_sentence(scene) == (
+        "A small wolf at the top left, a large owl on the right, a large wolf at the bottom left and "
+        "a small unicorn at the bottom, on a plain red background."
+    )
+    assert arranged(scene) == "The owl is above and to the right of the unicorn."
+    assert arranged(a_scene(("cat", "small", "top"))) == "A small cat at the top, on a plain red background."
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "said"),
+    [
+        ("left", "right", "to the left of"),
+        ("bottom", "top", "below"),
+        ("top right", "center", "above and to the right of"),
+    ],
+)
+def test_relations_follow_the_cells(one: str, other: str, said: str) -> None:
+    scene = a_scene(("cat", "small", one), ("dog", "small", other))
+    assert relation(*scene.objects) == said
+
+
+@pytest.mark.parametrize(
+    ("rgb", "name"),
+    [
+        ((0.9, 0.1, 0.1), "red"), ((0.1, 0.6, 0.2), "green"), ((0.95, 0.95, 0.95), "white"),
+        ((0.1, 0.1, 0.1), "black"), ((0.5, 0.3, 0.15), "brown"), ((1.0, 0.6, 0.7), "pink"),
+    ],
+)  # fmt: skip
+def test_colors_have_the_names_that_people_give_them(rgb: tuple[float, float, float], name: str) -> None:
+    assert color_name(*rgb) == name
+    sprite = np.full((SPRITE_PX, SPRITE_PX, 4), 255, np.uint8)
+    sprite[..., :3] = np.round(np.array(rgb) * 255)
+    assert dominant(sprite) == name
+    sprite[:, : SPRITE_PX // 2, :3] = (20, 60, 220)
+    assert dominant(sprite) is None
+
+
+def test_only_art_with_one_colour_is_asked_for_it() -> None:
+    assert ask_color(a_scene(("apple", "small", "top")), rng(0)).answer == "Red."
+    assert ask_color(a_scene(("bee", "small", "top")), rng(0)).task == "background"
 
 
 def test_a_wrong_description_loses_marks() -> None:
