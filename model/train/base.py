@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from model.scenes.compose import GRID, Scene, object_patches, patches_of
-from model.scenes.words import NOUNS, PLACES
+from model.scenes.words import PLACES
 from model.train.batches import IMAGE_TOKENS, Stage, random_batch
 from model.train.features import FeaturePool
 from model.train.loop import Checkpoint, cosine_rate, run_steps, stage_at, update
@@ -44,6 +44,22 @@ class Phase:
         return sum(stage.steps for stage in self.stages)
 
 
+def _reading_early(
+    rate: float, warmup_steps: int, *, questions: int, hidden: float, steps: tuple[int, int, int]
+) -> Phase:
+    """Few visual tokens, more, all; hidden from the last layers in most steps."""
+    few, more, whole = steps
+    return Phase(
+        rate,
+        warmup_steps,
+        (
+            Stage((32, 96), 6, questions, 8, few, hidden),
+            Stage((96, 288), 6, questions, 8, more, hidden),
+            Stage((IMAGE_TOKENS, IMAGE_TOKENS), 6, questions, 4, whole, hidden=0.5),
+        ),
+    )
+
+
 DROP_LAYER = 12  # F
 PHASES = (
     Phase(
@@ -64,25 +80,9 @@ PHASES = (
         (Stage((64, 128), 6, 2, 8, 700), Stage((IMAGE_TOKENS, IMAGE_TOKENS), 6, 5, 4, 20)),
     ),
     # Reading the picture in the first F layers, and questions.
-    Phase(
-        1.4e-3,
-        100,
-        (
-            Stage((32, 96), 6, 8, 8, 3200, hidden=0.7),
-            Stage((96, 288), 6, 8, 8, 150, hidden=0.7),
-            Stage((IMAGE_TOKENS, IMAGE_TOKENS), 6, 8, 4, 50, hidden=0.5),
-        ),
-    ),
+    _reading_early(1.4e-3, 100, questions=8, hidden=0.7, steps=(3200, 150, 50)),
     # Questions, with a head that matches words and patches.
-    Phase(
-        1e-3,
-        40,
-        (
-            Stage((32, 96), 6, 10, 8, 700, hidden=0.6),
-            Stage((96, 288), 6, 10, 8, 50, hidden=0.6),
-            Stage((IMAGE_TOKENS, IMAGE_TOKENS), 6, 10, 4, 30, hidden=0.5),
-        ),
-    ),
+    _reading_early(1e-3, 40, questions=10, hidden=0.6, steps=(700, 50, 30)),
 )
 MATCHING_FROM = sum(phase.steps for phase in PHASES[:-1])
 STAGES = tuple(stage for phase in PHASES for stage in phase.stages)
@@ -152,10 +152,9 @@ class BaseRun:
         self.vlm = new_base(tokenizer)
         self.vlm.model.vision_tower.requires_grad_(False)
         self.packer = Packer(tokenizer, IMAGE_TOKENS)
-        self.nouns = torch.tensor(
-            [tokenizer.encode(" " + noun, add_special_tokens=False)[0] for noun in NOUNS]
-        )
-        self.questions = Questions(self.vlm, word_ids(tokenizer).flatten(), DROP_LAYER)
+        words = word_ids(tokenizer)
+        self.nouns = words[0]
+        self.questions = Questions(self.vlm, words.flatten(), DROP_LAYER)
         trained = [p for p in self.vlm.parameters() if p.requires_grad]
         matrices, vectors = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
         groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]

@@ -39,12 +39,9 @@ def install(
     vlm: LlavaForConditionalGeneration, pool: FeaturePool, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     """Into the last head of the first layer; the nouns' embeddings move a little."""
-    text = vlm.config.text_config
     vocabulary = _normed(vlm, vlm.get_input_embeddings().weight.detach())
     ids = word_ids(tokenizer).flatten()
-    rates = text.rope_parameters["rope_theta"] ** (
-        -torch.arange(FIRST_PAIR, text.head_dim // 2) / (text.head_dim // 2)
-    )
+    rates = vlm.model.language_model.rotary_emb.inv_freq[FIRST_PAIR:]
     keys, queries, shift = fit(_patches(vlm, pool), vocabulary[ids], vocabulary, rates)
     put(vlm, keys, queries, rates)
     move(vlm, ids, shift)
