@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from model.card import ModelCard
+from model.checkpoint import CheckpointError
 from model.config import EngineConfig, TwigConfig
 from model.memory import KvBudget, KvShape, kv_tokens
 from model.pruning import kept_budget, legal_range, legal_tiers, quality_tiers
+from model.request import RequestError
 
 if TYPE_CHECKING:
     from model.adapters.base import Adapter
@@ -41,8 +43,7 @@ def limits_of(adapter: Adapter, twig: TwigConfig | None, config: EngineConfig) -
                     "number of tokens"
                 )
             retained = twig.retained_tokens
-            # A default that is impossible would refuse every request that names none.
-            kept_budget(retained, len(adapter.layers), adapter.image_tokens, twig.fork_layer, twig.drop_layer)
+            _check_default(adapter, twig, retained)
         drafts = twig.draft_tokens if config.draft_tokens is None else config.draft_tokens
         threshold = twig.draft_threshold if config.draft_threshold is None else config.draft_threshold
     # Of the images themselves, leaving room for a prompt's own token and one of the answer. Pictures of
@@ -55,6 +56,14 @@ def limits_of(adapter: Adapter, twig: TwigConfig | None, config: EngineConfig) -
         draft_threshold=threshold,
         default_retained=retained,
     )
+
+
+def _check_default(adapter: Adapter, twig: TwigConfig, retained: int) -> None:
+    """A default that is impossible would refuse every request that names none."""
+    try:
+        kept_budget(retained, len(adapter.layers), adapter.image_tokens, twig.fork_layer, twig.drop_layer)
+    except RequestError as error:
+        raise CheckpointError(f"the twig's configuration: {error}") from error
 
 
 def kv_budget(

@@ -15,7 +15,7 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from model.adapters.base import Footprint, Pixels
 from model.adapters.hub import HubAdapter, decoder_shape, fixed_options, to_pil
-from model.adapters.loading import Base, check_decoder, load_base, read_config
+from model.adapters.loading import Base, check_decoder, check_features, load_base, read_config
 from model.card import ImageSpec
 from model.checkpoint import CheckpointError
 from model.config import EngineConfig, ImageFit
@@ -30,6 +30,7 @@ def load(directory: Path, *, dtype: torch.dtype, device: torch.device, config: E
     if text.model_type != "llama":
         raise CheckpointError(f"{directory}: text model {text.model_type!r} is not supported; known: llama")
     check_decoder(text, directory)
+    check_features(vlm_config, directory)
     shape = decoder_shape(text, qkv_bias=text.attention_bias, out_bias=text.attention_bias)
     base = load_base(LlavaForConditionalGeneration, vlm_config, shape, directory, dtype, device)
     return LlavaAdapter(base, directory, config.image_fit)

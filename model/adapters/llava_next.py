@@ -21,7 +21,7 @@ from transformers.models.llava_next.modeling_llava_next import (
 
 from model.adapters.base import Footprint, Pixels
 from model.adapters.hub import HubAdapter, decoder_shape, fixed_options, named_tensors, size_of, to_pil
-from model.adapters.loading import Base, check_decoder, load_base, read_config
+from model.adapters.loading import Base, check_decoder, check_features, load_base, read_config
 from model.card import DynamicSize, ImageSpec
 from model.checkpoint import CheckpointError
 from model.config import EngineConfig
@@ -43,6 +43,7 @@ def load(
         known = ", ".join(DECODERS)
         raise CheckpointError(f"{directory}: text model {text.model_type!r} is not supported; known: {known}")
     check_decoder(text, directory)
+    check_features(vlm_config, directory)
     bias = getattr(text, "attention_bias", False)
     shape = decoder_shape(text, qkv_bias=bias, out_bias=bias)
     base = load_base(LlavaNextForConditionalGeneration, vlm_config, shape, directory, dtype, device)

@@ -67,6 +67,17 @@ def check_decoder(text: Any, directory: Path) -> None:
         )
 
 
+def check_features(config: Any, directory: Path) -> None:
+    """Refuses hidden states that the tower does not have."""
+    layers, chosen = config.vision_config.num_hidden_layers, config.vision_feature_layer
+    for layer in [chosen] if isinstance(chosen, int) else chosen:
+        if not -layers - 1 <= layer <= layers:
+            raise CheckpointError(
+                f"{directory}: vision_feature_layer {layer} does not lie in {-layers - 1}..{layers}, "
+                f"the hidden states of a tower of {layers} layers"
+            )
+
+
 def load_base(
     kind: Any, config: Any, shape: DecoderShape, directory: Path, dtype: torch.dtype, device: torch.device
 ) -> Base:

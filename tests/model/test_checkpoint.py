@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -257,3 +257,20 @@ def test_visual_tokens_with_the_class_token_are_no_grid(wild: World, tmp_path: P
     (base / "config.json").write_text(json.dumps(config | {"vision_feature_select_strategy": "full"}))
     (result,) = run(Engine.from_pretrained(base, dtype="float32"), ask(wild.prompt(0, 5, IMAGE, 4)))
     assert (result.image_tokens, result.image_grids) == (wild.shape.visual_tokens + 1, [None])
+
+
+@pytest.mark.parametrize("layer", [9, -9, [1, 9]])
+def test_a_hidden_state_that_the_tower_has_not(wild: World, tmp_path: Path, layer: int | list[int]) -> None:
+    """Was an IndexError at the first picture."""
+    base = shutil.copytree(wild.base_path, tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"vision_feature_layer": layer}))
+    with pytest.raises(CheckpointError, match="vision_feature_layer -?9 does not lie in"):
+        Engine.from_pretrained(base, dtype="float32")
+
+
+def test_a_default_budget_that_is_impossible(wild: World, tmp_path: Path) -> None:
+    """Was a RequestError, though nobody had asked anything."""
+    directory = write_twig(tmp_path, wild.vlm, replace(wild.twig, retained_tokens=10_000))
+    with pytest.raises(CheckpointError, match="configuration: retained_tokens 10000 is impossible"):
+        load(wild, directory)
