@@ -58,15 +58,18 @@ class PatchLabels:
     size: NDArray[np.int64]
 
 
-def random_scene(rng: np.random.Generator, max_objects: int = 6, among: Sequence[str] = NOUNS) -> Scene:
-    count = int(rng.integers(1, max_objects + 1))
+def random_scene(
+    rng: np.random.Generator, objects: tuple[int, int] = (1, 6), among: Sequence[str] = NOUNS
+) -> Scene:
+    """objects: the fewest and the most."""
+    count = int(rng.integers(objects[0], objects[1] + 1))
     cells = sorted(rng.choice(9, size=count, replace=False).tolist())
     nouns = rng.choice(len(among), size=count, replace=False)
     if count > 1 and rng.random() < 0.35:  # something to count: some cells share a noun
         nouns[: rng.integers(2, min(count, 4) + 1)] = nouns[0]
         rng.shuffle(nouns)
-    objects = tuple(_random_object(rng, among[n], cell) for n, cell in zip(nouns, cells, strict=True))
-    return Scene(objects, COLOR_NAMES[rng.integers(len(COLOR_NAMES))], PATTERNS[rng.integers(len(PATTERNS))])
+    things = tuple(_random_object(rng, among[n], cell) for n, cell in zip(nouns, cells, strict=True))
+    return Scene(things, COLOR_NAMES[rng.integers(len(COLOR_NAMES))], PATTERNS[rng.integers(len(PATTERNS))])
 
 
 def _random_object(rng: np.random.Generator, noun: str, cell: int) -> Object:

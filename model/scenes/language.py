@@ -176,8 +176,8 @@ QUESTIONS: tuple[Callable[[Scene, np.random.Generator], Turn], ...] = (
 )  # fmt: skip
 
 
-def turns(scene: Scene, rng: np.random.Generator, questions: int) -> list[Turn]:
-    """A description and `questions` questions, each about something else where there is enough."""
+def turns(scene: Scene, rng: np.random.Generator, questions: int, descriptions: int = 1) -> list[Turn]:
+    """Descriptions and `questions` questions, each about something else where there is enough."""
     order = rng.permutation(len(QUESTIONS))
     asked = [QUESTIONS[order[i % len(order)]](scene, rng) for i in range(questions)]
-    return [ask_describe(scene, rng), *asked]
+    return [*(ask_describe(scene, rng) for _ in range(descriptions)), *asked]

@@ -45,7 +45,13 @@ class Phase:
 
 
 def _reading_early(
-    rate: float, warmup_steps: int, *, questions: int, hidden: float, steps: tuple[int, int, int]
+    rate: float,
+    warmup_steps: int,
+    *,
+    questions: int,
+    hidden: float,
+    steps: tuple[int, int, int],
+    descriptions: int = 1,
 ) -> Phase:
     """Few visual tokens, more, all; hidden from the last layers in most steps."""
     few, more, whole = steps
@@ -53,9 +59,9 @@ def _reading_early(
         rate,
         warmup_steps,
         (
-            Stage((32, 96), 6, questions, 8, few, hidden),
-            Stage((96, 288), 6, questions, 8, more, hidden),
-            Stage((IMAGE_TOKENS, IMAGE_TOKENS), 6, questions, 4, whole, hidden=0.5),
+            Stage((32, 96), 6, questions, 8, few, hidden, descriptions),
+            Stage((96, 288), 6, questions, 8, more, hidden, descriptions),
+            Stage((IMAGE_TOKENS, IMAGE_TOKENS), 6, questions, 4, whole, 0.5, descriptions),
         ),
     )
 

@@ -21,7 +21,7 @@ class Stage:
 
     visual: visual tokens a scene (least, most), half of them of objects unless all are shown.
     objects: the most objects a scene; one first, since retrieving what a patch shows is learned from
-    scenes where there is little else to retrieve. questions: turns beside the description. hidden: share of
+    scenes where there is little else to retrieve. descriptions, questions: turns a scene. hidden: share of
     the steps in which the layers after the drop layer see text alone, as they will under pruning.
     """
 
@@ -31,6 +31,7 @@ class Stage:
     batch: int
     steps: int
     hidden: float = 0.0
+    descriptions: int = 1
 
 
 def random_batch(
@@ -41,7 +42,7 @@ def random_batch(
     picks = rng.choice(pool.with_at_most(stage.objects), size=stage.batch)
     count = int(rng.integers(stage.visual[0], stage.visual[1] + 1))
     kept = [_visual_tokens(pool.scenes[pick], rng, count) for pick in picks]
-    asked = [turns(pool.scenes[pick], rng, stage.questions) for pick in picks]
+    asked = [turns(pool.scenes[pick], rng, stage.questions, stage.descriptions) for pick in picks]
     return packer.pack(asked, kept), pool.visual(picks, kept)
 
 

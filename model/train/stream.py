@@ -35,10 +35,13 @@ def window_positions(window: tuple[int, int, int]) -> np.ndarray[Any, np.dtype[n
 
 
 class WindowStream(IterableDataset[dict[str, Any]]):
-    """Windows of `side` pixels around a random object, with dense labels, from sample `start` on."""
+    """Windows of `side` pixels around a random object, with dense labels, from sample `start` on.
 
-    def __init__(self, sprites: Path, side: int, start: int) -> None:
-        self.sprites, self.side, self.start = sprites, side, start
+    objects: the fewest and the most of the scenes that they are cut from.
+    """
+
+    def __init__(self, sprites: Path, side: int, objects: tuple[int, int], start: int) -> None:
+        self.sprites, self.side, self.objects, self.start = sprites, side, objects, start
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         sprites = load_sprites(self.sprites)
@@ -46,7 +49,7 @@ class WindowStream(IterableDataset[dict[str, Any]]):
         step, index = (worker.num_workers, self.start + worker.id) if worker else (1, self.start)
         while True:
             rng = np.random.default_rng(TRAIN_SEEDS + index)
-            scene = random_scene(rng)
+            scene = random_scene(rng, self.objects)
             window = self._window(scene, rng)
             pixels, labels = draw(scene, sprites, rng, window)
             present = np.zeros(len(NOUNS), np.float32)
@@ -68,5 +71,8 @@ class WindowStream(IterableDataset[dict[str, Any]]):
         return corner[0], corner[1], self.side
 
 
-def window_loader(sprites: Path, side: int, batch: int, start: int) -> DataLoader[dict[str, Any]]:
-    return DataLoader(WindowStream(sprites, side, start), batch_size=batch, num_workers=1, prefetch_factor=4)
+def window_loader(
+    sprites: Path, side: int, objects: tuple[int, int], batch: int, start: int
+) -> DataLoader[dict[str, Any]]:
+    stream = WindowStream(sprites, side, objects, start)
+    return DataLoader(stream, batch_size=batch, num_workers=1, prefetch_factor=4)

@@ -25,21 +25,49 @@ from model.train.stream import normalize, window_loader
 
 @dataclass(frozen=True)
 class Stage:
-    """side: pixels of the window."""
+    """side: pixels of the window. objects: the fewest and the most of a scene."""
 
     side: int
     batch: int
     samples: int
+    objects: tuple[int, int] = (1, 6)
 
     @property
     def steps(self) -> int:
         return self.samples // self.batch
 
 
-STAGES = (Stage(64, 64, 120_000), Stage(128, 32, 14_000), Stage(192, 16, 11_000), Stage(192, 16, 6_400))
-LEARNING_RATE, WARMUP_STEPS = 2e-3, 125
-# The last stage is a second, lower cosine: the first had ended with the tower still improving.
-POLISH_RATE = 6e-4
+@dataclass(frozen=True)
+class Phase:
+    """Stages under one warm-up and cosine; the cosine follows the cost, which is the pixels seen."""
+
+    rate: float
+    warmup_steps: int
+    stages: tuple[Stage, ...]
+
+    @property
+    def steps(self) -> int:
+        return sum(stage.steps for stage in self.stages)
+
+    def learning_rate(self, step: int) -> float:
+        done = total = 0
+        into = step
+        for stage in self.stages:
+            pixels = stage.batch * stage.side**2
+            done += min(into, stage.steps) * pixels
+            total += stage.steps * pixels
+            into = max(0, into - stage.steps)
+        return cosine_rate(self.rate, step, self.warmup_steps, done / total)
+
+
+PHASES = (
+    Phase(2e-3, 125, (Stage(64, 64, 120_000), Stage(128, 32, 14_000), Stage(192, 16, 11_000))),
+    # Lower: the first had ended with the tower still improving.
+    Phase(6e-4, 25, (Stage(192, 16, 6_400),)),
+    # Whole pictures cost the same however much they show.
+    Phase(1e-3, 60, (Stage(192, 8, 6_400, (5, 9)),)),
+)
+STAGES = tuple(stage for phase in PHASES for stage in phase.stages)
 BACKGROUND_WEIGHT = 0.15  # of the background class; without it the tower learns to say "nothing"
 
 TOWER_CONFIG = CLIPVisionConfig(
@@ -110,7 +138,7 @@ class TowerRun:
         self.tower = CLIPVisionModel(TOWER_CONFIG)
         self.heads = DenseHeads(TOWER_CONFIG.hidden_size)
         params = [*self.tower.parameters(), *self.heads.parameters()]
-        self.optimizer = torch.optim.AdamW(params, LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.03)
+        self.optimizer = torch.optim.AdamW(params, PHASES[0].rate, betas=(0.9, 0.98), weight_decay=0.03)
         self.checkpoint = Checkpoint(
             out / "tower.pt", tower=self.tower, heads=self.heads, optimizer=self.optimizer
         )
@@ -125,7 +153,10 @@ class TowerRun:
         if self._source is None or self._source[0] != number:
             stage = STAGES[number]
             first = sum(s.samples for s in STAGES[:number]) + into * stage.batch
-            self._source = number, iter(window_loader(self.sprites, stage.side, stage.batch, first))
+            self._source = (
+                number,
+                iter(window_loader(self.sprites, stage.side, stage.objects, stage.batch, first)),
+            )
         return next(self._source[1])
 
     def _step(self, step: int) -> dict[str, float]:
@@ -144,19 +175,8 @@ def _locate(step: int) -> tuple[int, int]:
 
 
 def learning_rate(step: int) -> float:
-    """One cosine over all stages but the last, a lower one over the last."""
-    main = sum(stage.steps for stage in STAGES[:-1])
-    if step >= main:
-        return cosine_rate(POLISH_RATE, step - main, WARMUP_STEPS // 5, (step - main) / STAGES[-1].steps)
-    return cosine_rate(LEARNING_RATE, step, WARMUP_STEPS, _compute_done(step, STAGES[:-1]))
-
-
-def _compute_done(step: int, stages: tuple[Stage, ...]) -> float:
-    """Share of the stages' pixels that `step` steps have seen: the learning rate follows cost, not steps."""
-    done = total = 0
-    for stage in stages:
-        pixels = stage.batch * stage.side**2
-        done += min(step, stage.steps) * pixels
-        total += stage.steps * pixels
-        step = max(0, step - stage.steps)
-    return done / total
+    for phase in PHASES:
+        if step < phase.steps:
+            return phase.learning_rate(step)
+        step -= phase.steps
+    raise ValueError("the step lies past the last phase")

@@ -110,7 +110,9 @@ def test_hidden_visual_tokens_are_masked_ones(pool: FeaturePool, tokenizer: PreT
 def test_tower_resumes_where_it_stopped(
     sprites: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tower_module, "STAGES", (tower_module.Stage(64, 2, 2), tower_module.Stage(64, 2, 2)))
+    stages = tower_module.Stage(64, 2, 2), tower_module.Stage(64, 2, 2, (5, 9))
+    monkeypatch.setattr(tower_module, "STAGES", stages)
+    monkeypatch.setattr(tower_module, "PHASES", (tower_module.Phase(1e-3, 1, stages),))
     whole = TowerRun(tmp_path / "whole", sprites)
     (tmp_path / "whole").mkdir()
     whole.train()
@@ -187,3 +189,15 @@ def _opened(base: Path) -> LlavaForConditionalGeneration:
 def test_stages_follow_each_other() -> None:
     stages = (Stage((1, 1), 6, 1, 1, 3), Stage((2, 2), 6, 1, 1, 2))
     assert [stage_at(stages, step).visual[0] for step in range(7)] == [1, 1, 1, 2, 2, 2, 2]
+
+
+def test_each_phase_of_the_tower_has_a_cosine_of_its_own() -> None:
+    first = 0
+    for phase in tower_module.PHASES:
+        last = first + phase.steps - 1
+        peak = tower_module.learning_rate(first + phase.warmup_steps)
+        assert phase.rate * 0.9 < peak <= phase.rate
+        assert tower_module.learning_rate(last) < 0.04 * phase.rate
+        first = last + 1
+    with pytest.raises(ValueError, match="past the last phase"):
+        tower_module.learning_rate(first)
