@@ -265,7 +265,7 @@ def test_a_hidden_state_that_the_tower_has_not(wild: World, tmp_path: Path, laye
     base = shutil.copytree(wild.base_path, tmp_path / "base")
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps(config | {"vision_feature_layer": layer}))
-    with pytest.raises(CheckpointError, match="vision_feature_layer -?9 does not lie in"):
+    with pytest.raises(CheckpointError, match=r"vision_feature_layer -?9 does not lie in"):
         Engine.from_pretrained(base, dtype="float32")
 
 
