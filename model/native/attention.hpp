@@ -10,7 +10,6 @@ namespace {
 
 constexpr int QUERIES = 16;  // rows that share one walk over the keys
 constexpr int TILE = 64;     // tokens of the walk that are kept near
-constexpr int AHEAD = 8;     // tokens that are fetched before they are needed
 
 struct Shape {
   int32_t hidden, intermediate, heads, kv_heads, head_dim, threads;
@@ -28,7 +27,7 @@ struct Work {
   float* x;            // [rows, hidden], in place
   const float* cis;    // [rows, head_dim]: cos, sin, cos, sin, ...
   void* slab;          // of the first layer
-  int64_t layer_stride, slot_stride, token_stride;
+  int64_t layer_stride, slot_stride, head_stride;  // a head's tokens lie side by side
   const int32_t *slots, *starts, *widths;
   float* scores;
   int32_t layers, rows, spans, keys_only;  // keys_only: the last layer's output is not wanted
@@ -51,13 +50,13 @@ struct Head {  // one KV head's task in one span
   const Shape& shape;
   const Work& work;
   const float* qkv;
-  W* rows;  // the slot's first token in the slab
+  W* rows;  // the slot's first key in the slab
   int head, first_row, start, width;
 
   int group() const { return shape.heads / shape.kv_heads; }
   int qkv_width() const { return (shape.heads + 2 * shape.kv_heads) * shape.head_dim; }
-  W* key(int token) const { return rows + token * work.token_stride + head * shape.head_dim; }
-  W* value(int token) const { return key(token) + shape.kv_heads * shape.head_dim; }
+  W* key(int token) const { return rows + head * work.head_stride + token * shape.head_dim; }
+  W* value(int token) const { return key(token) + shape.kv_heads * work.head_stride; }
 
   void write(float* turned) const {
     int dim = shape.head_dim;
@@ -78,53 +77,69 @@ inline float softmax(float* scores, int count) {  // to exponentials; returns on
   return 1.0f / sum;
 }
 
-// One query's products with `count` keys, V of them at a time: their sums over the lanes are taken together.
-// Rows of a slab lie apart, which no prefetcher of the processor sees through.
-template <int DIM, class T>
-inline void fetch(const T* row) {
-  for (unsigned byte = 0; byte < DIM * sizeof(T); byte += 64) __builtin_prefetch(reinterpret_cast<const char*>(row) + byte);
-}
+// What the walk reads next: fetched while it is at the tile before, at the same place in it.
+template <class W>
+struct Ahead {
+  const W* rows;
+  int elements;
+  template <int COUNT>
+  void fetch(int from) const {
+    if (from >= elements) return;
+    for (unsigned byte = 0; byte < COUNT * sizeof(W); byte += 64)
+      __builtin_prefetch(reinterpret_cast<const char*>(rows + from) + byte);
+  }
+};
+struct Nothing {
+  template <int COUNT>
+  void fetch(int) const {}
+};
 
-template <int DIM, class T>
-inline void score(const float* query, const T* keys, int64_t stride, int count, int dim, float* scores) {
+// One query's products with `count` keys, V of them at a time: their sums over the lanes are taken together.
+template <int DIM, class T, class A>
+inline void score(const float* query, const T* keys, A ahead, int count, int dim, float* scores) {
   if constexpr (DIM == 0) {
     for (int t = 0; t < count; ++t) {
       float sum = 0;
-      for (int d = 0; d < dim; ++d) sum += query[d] * wide(keys[t * stride + d]);
+      for (int d = 0; d < dim; ++d) sum += query[d] * wide(keys[t * dim + d]);
       scores[t] = sum;
     }
   } else {
-    for (int t = 0; t < count; t += V) {
-      const T* at[V];  // behind the last key that key again
+    auto some = [&](int t, auto at) {  // at(i): key t + i
       vf sums[V];
-      for (int i = 0; i < V; ++i) at[i] = keys + std::min(t + i, count - 1) * stride;
       for (int i = 0; i < V; ++i) sums[i] = vf{};
-      if (stride != DIM)
-        for (int i = 0; i < V; ++i) fetch<DIM>(at[i] + V * stride);
+      ahead.template fetch<V * DIM>(t * DIM);
       for (int d = 0; d < DIM; d += V) {
         vf part = load(query + d);
-        for (int i = 0; i < V; ++i) sums[i] += part * load(at[i] + d);
+        for (int i = 0; i < V; ++i) sums[i] += part * load(at(i) + d);
       }
-      vf found = lanes_summed(sums);
-      std::memcpy(scores + t, &found, sizeof(float) * std::min(V, count - t));
+      return lanes_summed(sums);
+    };
+    int t = 0;
+    for (; t + V <= count; t += V) {
+      vf found = some(t, [&](int i) { return keys + t * DIM + i * DIM; });
+      std::memcpy(scores + t, &found, sizeof found);
+    }
+    if (t < count) {  // behind the last key that key again
+      vf found = some(t, [&](int i) { return keys + std::min(t + i, count - 1) * DIM; });
+      std::memcpy(scores + t, &found, sizeof(float) * (count - t));
     }
   }
 }
 
 // sums [dim] += weights [count] x values [count, dim], token by token.
-template <int DIM, class T>
-inline void weigh(const float* weights, const T* values, int64_t stride, int count, int dim, float* sums) {
+template <int DIM, class T, class A>
+inline void weigh(const float* weights, const T* values, A ahead, int count, int dim, float* sums) {
   if constexpr (DIM == 0) {
     for (int t = 0; t < count; ++t)
-      for (int d = 0; d < dim; ++d) sums[d] += weights[t] * wide(values[t * stride + d]);
+      for (int d = 0; d < dim; ++d) sums[d] += weights[t] * wide(values[t * dim + d]);
   } else {
     constexpr int PARTS = std::min(DIM / V, 8);
     for (int from = 0; from < DIM; from += PARTS * V) {
       vf held[PARTS];
       for (int i = 0; i < PARTS; ++i) held[i] = load(sums + from + i * V);
       for (int t = 0; t < count; ++t) {
-        if (stride != DIM) fetch<PARTS * V>(values + (t + AHEAD) * stride + from);
-        for (int i = 0; i < PARTS; ++i) held[i] += weights[t] * load(values + t * stride + from + i * V);
+        ahead.template fetch<PARTS * V>(t * DIM + from);
+        for (int i = 0; i < PARTS; ++i) held[i] += weights[t] * load(values + t * DIM + from + i * V);
       }
       std::memcpy(sums + from, held, sizeof held);
     }
@@ -133,9 +148,11 @@ inline void weigh(const float* weights, const T* values, int64_t stride, int cou
 
 // What several queries read is made wide once. [count, dim]
 template <int DIM, class W>
-inline void widen(const W* rows, int64_t stride, int count, int dim, float* to) {
-  for (int t = 0; t < count; ++t, fetch<DIM>(rows + (t + AHEAD) * stride))
-    for (int d = 0; d < dim; ++d) to[t * dim + d] = wide(rows[t * stride + d]);
+inline void widen(const W* rows, const Ahead<W>& ahead, int count, int dim, float* to) {
+  for (int t = 0; t < count; ++t) {
+    ahead.template fetch<DIM>(t * DIM);
+    for (int d = 0; d < dim; ++d) to[t * dim + d] = wide(rows[t * dim + d]);
+  }
 }
 
 // What a task needs beside its rows.
@@ -147,38 +164,38 @@ struct Room {
 };
 
 // Some of a span's queries over the tokens they see -> mixed, packed. room.scores: [QUERIES, tokens].
+// then: what the thread reads after it.
 template <int DIM, class W>
-void attend(const Head<W>& task, int from, int count, const Room& room, const Blocks& blocks, float* mixed,
-            float* probabilities) {
+void attend(const Head<W>& task, int from, int count, Ahead<W> then, const Room& room, const Blocks& blocks,
+            float* mixed, float* probabilities) {
   const Shape& shape = task.shape;
   int dim = DIM ? DIM : shape.head_dim, group = task.group(), longest = task.start + task.width;
-  int64_t stride = task.work.token_stride;
   int seen[QUERIES] = {};
   for (int q = 0; q < count; ++q) seen[q] = task.start + (from + q) / group + 1;
-  auto tiles = [&](auto rows_at, auto each) {  // each(query, token, tokens, rows, their stride)
-    for (int t = 0; t < seen[count - 1]; t += TILE) {
-      const W* rows = rows_at(t);
-      int tokens = std::min(TILE, seen[count - 1] - t);
-      if (count > 1) widen<DIM>(rows, stride, tokens, dim, room.tile);
-      for (int q = 0; q < count; ++q) {
-        int visible = std::min(tokens, seen[q] - t);
-        if (visible <= 0) continue;
-        if (count > 1)
-          each(q, t, visible, room.tile, static_cast<int64_t>(dim));
-        else
-          each(q, t, visible, rows, stride);
+  int total = seen[count - 1];
+  auto tiles = [&](const W* rows, Ahead<W> behind, auto each) {  // each(query, token, tokens, rows, what is ahead)
+    for (int t = 0; t < total; t += TILE, rows += TILE * dim) {
+      int tokens = std::min(TILE, total - t), left = total - t - tokens;
+      Ahead<W> ahead = left ? Ahead<W>{rows + TILE * dim, std::min(TILE, left) * dim} : behind;
+      if (count == 1) {
+        each(0, t, tokens, rows, ahead);
+        continue;
       }
+      widen<DIM>(rows, ahead, tokens, dim, room.tile);
+      for (int q = 0; q < count; ++q)
+        if (seen[q] > t) each(q, t, std::min(tokens, seen[q] - t), room.tile, Nothing{});
     }
   };
   auto scores_of = [&](int q) { return room.scores + static_cast<int64_t>(q) * longest; };
-  tiles([&](int t) { return task.key(t); }, [&](int q, int t, int tokens, auto* rows, int64_t step) {
-    score<DIM>(room.queries + q * dim, rows, step, tokens, dim, scores_of(q) + t);
+  Ahead<W> values{task.value(0), std::min(TILE, total) * dim};
+  tiles(task.key(0), values, [&](int q, int t, int tokens, auto* rows, auto ahead) {
+    score<DIM>(room.queries + q * dim, rows, ahead, tokens, dim, scores_of(q) + t);
   });
   float over[QUERIES];
   for (int q = 0; q < count; ++q) over[q] = softmax(scores_of(q), seen[q]);
   std::fill(room.sums, room.sums + count * dim, 0.0f);
-  tiles([&](int t) { return task.value(t); }, [&](int q, int t, int tokens, auto* rows, int64_t step) {
-    weigh<DIM>(scores_of(q) + t, rows, step, tokens, dim, room.sums + q * dim);
+  tiles(task.value(0), then, [&](int q, int t, int tokens, auto* rows, auto ahead) {
+    weigh<DIM>(scores_of(q) + t, rows, ahead, tokens, dim, room.sums + q * dim);
   });
   for (int q = 0; q < count; ++q) {
     int row = task.first_row + (from + q) / group, head = task.head * group + (from + q) % group, apart;
@@ -190,19 +207,21 @@ void attend(const Head<W>& task, int from, int count, const Room& room, const Bl
   }
 }
 
-// Rotary, the cache's new rows, and attention, one task a span and KV head.
+// Rotary, the cache's new rows, and attention, one task a span and KV head. Head by head, so that threads have
+// equal parts of every span, however long.
 template <class W>
 void mix(const Team& team, const Shape& shape, const Work& work, const Blocks& blocks, const float* qkv, W* slab,
          bool keys_only, float* probabilities, std::vector<float>& floats, float* mixed) {
   int tasks = work.spans * shape.kv_heads, dim = shape.head_dim, group = shape.heads / shape.kv_heads;
-  for (int number = team.from(tasks); number < team.to(tasks); ++number) {
-    int span = number / shape.kv_heads, first_row = 0;
+  auto numbered = [&](int number) {
+    int span = number % work.spans, first_row = 0;
     for (int s = 0; s < span; ++s) first_row += work.widths[s];
-    Head<W> task{shape,     work,
-                 qkv,       slab + work.slots[span] * work.slot_stride,
-                 number % shape.kv_heads, first_row,
-                 work.starts[span],       work.widths[span]};
-    int longest = task.start + task.width;
+    return Head<W>{shape, work, qkv, slab + work.slots[span] * work.slot_stride, number / work.spans, first_row,
+                   work.starts[span], work.widths[span]};
+  };
+  for (int number = team.from(tasks); number < team.to(tasks); ++number) {
+    Head<W> task = numbered(number);
+    int first_row = task.first_row, longest = task.start + task.width;
     floats.resize(Room::floats(dim, longest));
     Room room(floats.data(), dim);
     task.write(room.tile);
@@ -211,13 +230,18 @@ void mix(const Team& team, const Shape& shape, const Work& work, const Blocks& b
     int from = !keys_only ? 0 : wanted ? (task.width - 1) * group : task.width * group;
     for (; from < task.width * group; from += QUERIES) {
       int count = std::min(QUERIES, task.width * group - from);
+      Ahead<W> then{};
+      if (number + 1 < team.to(tasks) && from + count == task.width * group) {
+        Head<W> next = numbered(number + 1);
+        then = {next.key(0), std::min(TILE, next.start) * dim};
+      }
       for (int q = 0; q < count; ++q) {
         int64_t row = first_row + (from + q) / group;
         const float* in = qkv + row * task.qkv_width() + (task.head * group + (from + q) % group) * dim;
         rotate(in, work.cis + row * dim, dim, 1.0f / std::sqrt(static_cast<float>(dim)), room.queries + q * dim);
       }
       auto one = dim == 32 ? attend<32, W> : dim == 64 ? attend<64, W> : dim == 128 ? attend<128, W> : attend<0, W>;
-      one(task, from, count, room, blocks, mixed, wanted ? probabilities : nullptr);
+      one(task, from, count, then, room, blocks, mixed, wanted ? probabilities : nullptr);
     }
   }
 }
