@@ -58,14 +58,22 @@ struct Head {  // one KV head's task in one span
   W* key(int token) const { return rows + head * work.head_stride + token * shape.head_dim; }
   W* value(int token) const { return key(token) + shape.kv_heads * work.head_stride; }
 
-  void write(float* turned) const {
+  // part: a query's head, or a key's behind them.
+  const float* projected(int row, int part) const {
+    return qkv + static_cast<int64_t>(row) * qkv_width() + part * shape.head_dim;
+  }
+  void turn(int row, int part, float scale, float* turned) const {
     int dim = shape.head_dim;
+    rotate(projected(row, part), work.cis + static_cast<int64_t>(row) * dim, dim, scale, turned);
+  }
+
+  void write(float* turned) const {
     for (int i = 0; i < width; ++i) {
-      const float* in = qkv + static_cast<int64_t>(first_row + i) * qkv_width() + (shape.heads + head) * dim;
-      rotate(in, work.cis + static_cast<int64_t>(first_row + i) * dim, dim, 1.0f, turned);
+      turn(first_row + i, shape.heads + head, 1.0f, turned);
+      const float* in = projected(first_row + i, shape.heads + shape.kv_heads + head);
       W *key_out = key(start + i), *value_out = value(start + i);
-      for (int d = 0; d < dim; ++d) narrow(turned[d], key_out[d]);
-      for (int d = 0; d < dim; ++d) narrow(in[shape.kv_heads * dim + d], value_out[d]);
+      for (int d = 0; d < shape.head_dim; ++d) narrow(turned[d], key_out[d]);
+      for (int d = 0; d < shape.head_dim; ++d) narrow(in[d], value_out[d]);
     }
   }
 };
@@ -83,7 +91,7 @@ struct Ahead {
   const W* rows;
   int elements;
   template <int COUNT>
-  void fetch(int from) const {
+  [[gnu::always_inline]] void fetch(int from) const {  // a call without effect on any value would be dropped
     if (from >= elements) return;
     for (unsigned byte = 0; byte < COUNT * sizeof(W); byte += 64)
       __builtin_prefetch(reinterpret_cast<const char*>(rows + from) + byte);
@@ -94,113 +102,135 @@ struct Nothing {
   void fetch(int) const {}
 };
 
-// One query's products with `count` keys, V of them at a time: their sums over the lanes are taken together.
-template <int DIM, class T, class A>
-inline void score(const float* query, const T* keys, A ahead, int count, int dim, float* scores) {
+// Products of Q queries with `count` keys, V sums at a time: their lanes are summed together.
+// query: [Q, dim], scores: [Q] rows `apart`. Not inlined: among the caller's values sums would not stay in registers.
+template <int DIM, int Q, class T, class A>
+[[gnu::noinline]] void score(const float* query, const T* keys, A ahead, int count, int dim, float* scores, int64_t apart) {
   if constexpr (DIM == 0) {
-    for (int t = 0; t < count; ++t) {
-      float sum = 0;
-      for (int d = 0; d < dim; ++d) sum += query[d] * wide(keys[t * dim + d]);
-      scores[t] = sum;
-    }
+    for (int q = 0; q < Q; ++q)
+      for (int t = 0; t < count; ++t) {
+        float sum = 0;
+        for (int d = 0; d < dim; ++d) sum += query[q * dim + d] * wide(keys[t * dim + d]);
+        scores[q * apart + t] = sum;
+      }
   } else {
+    constexpr int KEYS = V / Q;
     auto some = [&](int t, auto at) {  // at(i): key t + i
       vf sums[V];
       for (int i = 0; i < V; ++i) sums[i] = vf{};
-      ahead.template fetch<V * DIM>(t * DIM);
-      for (int d = 0; d < DIM; d += V) {
-        vf part = load(query + d);
-        for (int i = 0; i < V; ++i) sums[i] += part * load(at(i) + d);
+      ahead.template fetch<KEYS * DIM>(t * DIM);
+      for (int d = 0; d < DIM; d += 2 * V) {
+        vf even[Q], odd[Q];
+        for (int q = 0; q < Q; ++q) even[q] = load(query + q * DIM + d), odd[q] = load(query + q * DIM + d + V);
+#pragma GCC unroll 16
+        for (int i = 0; i < KEYS; ++i) {
+          vf low = half(at(i) + d, 0), high = half(at(i) + d, 1);
+          for (int q = 0; q < Q; ++q) sums[q * KEYS + i] += even[q] * low;
+          for (int q = 0; q < Q; ++q) sums[q * KEYS + i] += odd[q] * high;
+        }
       }
       return lanes_summed(sums);
     };
+    auto keep = [&](int t, int found, vf sums) {
+      for (int q = 0; q < Q; ++q)
+        std::memcpy(scores + q * apart + t, reinterpret_cast<const float*>(&sums) + q * KEYS, sizeof(float) * found);
+    };
     int t = 0;
-    for (; t + V <= count; t += V) {
-      vf found = some(t, [&](int i) { return keys + t * DIM + i * DIM; });
-      std::memcpy(scores + t, &found, sizeof found);
-    }
-    if (t < count) {  // behind the last key that key again
-      vf found = some(t, [&](int i) { return keys + std::min(t + i, count - 1) * DIM; });
-      std::memcpy(scores + t, &found, sizeof(float) * (count - t));
-    }
+    for (; t + KEYS <= count; t += KEYS) keep(t, KEYS, some(t, [&](int i) { return keys + t * DIM + i * DIM; }));
+    // Behind the last key that key again.
+    if (t < count) keep(t, count - t, some(t, [&](int i) { return keys + std::min(t + i, count - 1) * DIM; }));
   }
 }
 
-// sums [dim] += weights [count] x values [count, dim], token by token.
-template <int DIM, class T, class A>
-inline void weigh(const float* weights, const T* values, A ahead, int count, int dim, float* sums) {
+// sums [Q, dim] += weights [Q] rows `apart` of `count` x values [count, dim], token by token.
+template <int DIM, int Q, class T, class A>
+[[gnu::noinline]] void weigh(const float* weights, int64_t apart, const T* values, A ahead, int count, int dim, float* sums) {
   if constexpr (DIM == 0) {
-    for (int t = 0; t < count; ++t)
-      for (int d = 0; d < dim; ++d) sums[d] += weights[t] * wide(values[t * dim + d]);
+    for (int q = 0; q < Q; ++q)
+      for (int t = 0; t < count; ++t)
+        for (int d = 0; d < dim; ++d) sums[q * dim + d] += weights[q * apart + t] * wide(values[t * dim + d]);
   } else {
-    constexpr int PARTS = std::min(DIM / V, 8);
+    constexpr int PARTS = std::min(DIM / V, 8 / Q);
     for (int from = 0; from < DIM; from += PARTS * V) {
-      vf held[PARTS];
-      for (int i = 0; i < PARTS; ++i) held[i] = load(sums + from + i * V);
+      vf held[Q][PARTS];
+      for (int q = 0; q < Q; ++q)
+        for (int i = 0; i < PARTS; ++i) held[q][i] = load(sums + q * DIM + from + i * V);
       for (int t = 0; t < count; ++t) {
         ahead.template fetch<PARTS * V>(t * DIM + from);
-        for (int i = 0; i < PARTS; ++i) held[i] += weights[t] * load(values + t * DIM + from + i * V);
+        vf weight[Q];
+        for (int q = 0; q < Q; ++q) weight[q] = spread(weights[q * apart + t]);
+#pragma GCC unroll 8
+        for (int i = 0; i < PARTS; ++i) {
+          vf part = half(values + t * DIM + from + i / 2 * 2 * V, i % 2);
+          for (int q = 0; q < Q; ++q) held[q][i] += weight[q] * part;
+        }
       }
-      std::memcpy(sums + from, held, sizeof held);
+      for (int q = 0; q < Q; ++q) std::memcpy(sums + q * DIM + from, held[q], sizeof held[q]);
     }
-  }
-}
-
-// What several queries read is made wide once. [count, dim]
-template <int DIM, class W>
-inline void widen(const W* rows, const Ahead<W>& ahead, int count, int dim, float* to) {
-  for (int t = 0; t < count; ++t) {
-    ahead.template fetch<DIM>(t * DIM);
-    for (int d = 0; d < dim; ++d) to[t * dim + d] = wide(rows[t * dim + d]);
   }
 }
 
 // What a task needs beside its rows.
 struct Room {
-  float *queries, *sums, *tile, *scores;
-  static size_t floats(int dim, int longest) { return (2 * QUERIES + TILE) * dim + static_cast<size_t>(QUERIES) * longest; }
+  float *queries, *sums, *turned, *scores;
+  static size_t floats(int dim, int longest) { return (2 * QUERIES + 1) * dim + static_cast<size_t>(QUERIES) * longest; }
   Room(float* at, int dim)
-      : queries(at), sums(queries + QUERIES * dim), tile(sums + QUERIES * dim), scores(tile + TILE * dim) {}
+      : queries(at), sums(queries + QUERIES * dim), turned(sums + QUERIES * dim), scores(turned + dim) {}
 };
 
+using One = std::integral_constant<int, 1>;
+using Two = std::integral_constant<int, 2>;
+
 // Some of a span's queries over the tokens they see -> mixed, packed. room.scores: [QUERIES, tokens].
-// then: what the thread reads after it.
+// then: what the thread reads after it. Queries and sums are in the order in which halves of rows come.
 template <int DIM, class W>
 void attend(const Head<W>& task, int from, int count, Ahead<W> then, const Room& room, const Blocks& blocks,
             float* mixed, float* probabilities) {
   const Shape& shape = task.shape;
   int dim = DIM ? DIM : shape.head_dim, group = task.group(), longest = task.start + task.width;
+  auto at = [&](int d) { return DIM ? place<W>(d) : d; };
   int seen[QUERIES] = {};
-  for (int q = 0; q < count; ++q) seen[q] = task.start + (from + q) / group + 1;
+  for (int q = 0; q < count; ++q) {
+    seen[q] = task.start + (from + q) / group + 1;
+    task.turn(task.first_row + (from + q) / group, task.head * group + (from + q) % group,
+              1.0f / std::sqrt(static_cast<float>(dim)), room.turned);
+    for (int d = 0; d < dim; ++d) room.queries[q * dim + at(d)] = room.turned[d];
+  }
   int total = seen[count - 1];
-  auto tiles = [&](const W* rows, Ahead<W> behind, auto each) {  // each(query, token, tokens, rows, what is ahead)
+  // The queries two by two over the rows: each(one or two, query, token, tokens, rows, what is ahead).
+  auto tiles = [&](const W* rows, Ahead<W> behind, auto each) {
     for (int t = 0; t < total; t += TILE, rows += TILE * dim) {
       int tokens = std::min(TILE, total - t), left = total - t - tokens;
       Ahead<W> ahead = left ? Ahead<W>{rows + TILE * dim, std::min(TILE, left) * dim} : behind;
-      if (count == 1) {
-        each(0, t, tokens, rows, ahead);
-        continue;
+      for (int q = 0; q < count; q += 2) {
+        if (q + 1 == count)
+          q ? each(One{}, q, t, tokens, rows, Nothing{}) : each(One{}, q, t, tokens, rows, ahead);
+        else
+          q ? each(Two{}, q, t, tokens, rows, Nothing{}) : each(Two{}, q, t, tokens, rows, ahead);
       }
-      widen<DIM>(rows, ahead, tokens, dim, room.tile);
-      for (int q = 0; q < count; ++q)
-        if (seen[q] > t) each(q, t, std::min(tokens, seen[q] - t), room.tile, Nothing{});
     }
   };
   auto scores_of = [&](int q) { return room.scores + static_cast<int64_t>(q) * longest; };
   Ahead<W> values{task.value(0), std::min(TILE, total) * dim};
-  tiles(task.key(0), values, [&](int q, int t, int tokens, auto* rows, auto ahead) {
-    score<DIM>(room.queries + q * dim, rows, ahead, tokens, dim, scores_of(q) + t);
+  tiles(task.key(0), values, [&](auto together, int q, int t, int tokens, auto* rows, auto ahead) {
+    score<DIM, together()>(room.queries + q * dim, rows, ahead, tokens, dim, scores_of(q) + t, longest);
   });
   float over[QUERIES];
   for (int q = 0; q < count; ++q) over[q] = softmax(scores_of(q), seen[q]);
   std::fill(room.sums, room.sums + count * dim, 0.0f);
-  tiles(task.value(0), then, [&](int q, int t, int tokens, auto* rows, auto ahead) {
-    weigh<DIM>(scores_of(q) + t, rows, ahead, tokens, dim, room.sums + q * dim);
+  tiles(task.value(0), then, [&](auto together, int q, int t, int tokens, auto* rows, auto ahead) {
+    int both = std::clamp(seen[q] - t, 0, tokens);  // the second may see more
+    weigh<DIM, together()>(scores_of(q) + t, longest, rows, ahead, both, dim, room.sums + q * dim);
+    if constexpr (together() == 2) {
+      int rest = std::clamp(seen[q + 1] - t, 0, tokens) - both;
+      if (rest > 0)
+        weigh<DIM, 1>(scores_of(q + 1) + t + both, longest, rows + both * dim, Nothing{}, rest, dim, room.sums + (q + 1) * dim);
+    }
   });
   for (int q = 0; q < count; ++q) {
     int row = task.first_row + (from + q) / group, head = task.head * group + (from + q) % group, apart;
     float* out = mixed + blocks.place(row, shape.heads * shape.head_dim, apart);
-    for (int d = 0; d < dim; ++d) out[static_cast<int64_t>(head * dim + d) * apart] = room.sums[q * dim + d] * over[q];
+    for (int d = 0; d < dim; ++d) out[static_cast<int64_t>(head * dim + d) * apart] = room.sums[q * dim + at(d)] * over[q];
     if (probabilities && row == task.work.rows - 1)
       for (int t = 0; t < longest; ++t)
         probabilities[static_cast<int64_t>(head) * longest + t] = scores_of(q)[t] * over[q];
@@ -224,7 +254,7 @@ void mix(const Team& team, const Shape& shape, const Work& work, const Blocks& b
     int first_row = task.first_row, longest = task.start + task.width;
     floats.resize(Room::floats(dim, longest));
     Room room(floats.data(), dim);
-    task.write(room.tile);
+    task.write(room.turned);
     bool wanted = probabilities && first_row + task.width == work.rows;
     // Of keys alone there is still the last row to score.
     int from = !keys_only ? 0 : wanted ? (task.width - 1) * group : task.width * group;
@@ -234,11 +264,6 @@ void mix(const Team& team, const Shape& shape, const Work& work, const Blocks& b
       if (number + 1 < team.to(tasks) && from + count == task.width * group) {
         Head<W> next = numbered(number + 1);
         then = {next.key(0), std::min(TILE, next.start) * dim};
-      }
-      for (int q = 0; q < count; ++q) {
-        int64_t row = first_row + (from + q) / group;
-        const float* in = qkv + row * task.qkv_width() + (task.head * group + (from + q) % group) * dim;
-        rotate(in, work.cis + row * dim, dim, 1.0f / std::sqrt(static_cast<float>(dim)), room.queries + q * dim);
       }
       auto one = dim == 32 ? attend<32, W> : dim == 64 ? attend<64, W> : dim == 128 ? attend<128, W> : attend<0, W>;
       one(task, from, count, then, room, blocks, mixed, wanted ? probabilities : nullptr);
