@@ -85,27 +85,10 @@ inline float softmax(float* scores, int count) {  // to exponentials; returns on
   return 1.0f / sum;
 }
 
-// What the walk reads next: fetched while it is at the tile before, at the same place in it.
-template <class W>
-struct Ahead {
-  const W* rows;
-  int elements;
-  template <int COUNT>
-  [[gnu::always_inline]] void fetch(int from) const {  // a call without effect on any value would be dropped
-    if (from >= elements) return;
-    for (unsigned byte = 0; byte < COUNT * sizeof(W); byte += 64)
-      __builtin_prefetch(reinterpret_cast<const char*>(rows + from) + byte);
-  }
-};
-struct Nothing {
-  template <int COUNT>
-  void fetch(int) const {}
-};
-
-// Products of Q queries with `count` keys, V sums at a time: their lanes are summed together.
-// query: [Q, dim], scores: [Q] rows `apart`. Not inlined: among the caller's values sums would not stay in registers.
-template <int DIM, int Q, class T, class A>
-[[gnu::noinline]] void score(const float* query, const T* keys, A ahead, int count, int dim, float* scores, int64_t apart) {
+// Products of Q queries [Q, dim] with `count` keys -> scores, Q rows that are `apart`. V sums at a time, since their
+// lanes are summed together. Not inlined, as `weigh`: among the caller's values the sums would not stay in registers.
+template <int DIM, int Q, class T>
+[[gnu::noinline]] void score(const float* query, const T* keys, int count, int dim, float* scores, int64_t apart) {
   if constexpr (DIM == 0) {
     for (int q = 0; q < Q; ++q)
       for (int t = 0; t < count; ++t) {
@@ -115,16 +98,15 @@ template <int DIM, int Q, class T, class A>
       }
   } else {
     constexpr int KEYS = V / Q;
-    auto some = [&](int t, auto at) {  // at(i): key t + i
+    auto some = [&](auto key) {
       vf sums[V];
       for (int i = 0; i < V; ++i) sums[i] = vf{};
-      ahead.template fetch<KEYS * DIM>(t * DIM);
       for (int d = 0; d < DIM; d += 2 * V) {
         vf even[Q], odd[Q];
         for (int q = 0; q < Q; ++q) even[q] = load(query + q * DIM + d), odd[q] = load(query + q * DIM + d + V);
 #pragma GCC unroll 16
         for (int i = 0; i < KEYS; ++i) {
-          vf low = half(at(i) + d, 0), high = half(at(i) + d, 1);
+          vf low = half(key(i) + d, 0), high = half(key(i) + d, 1);
           for (int q = 0; q < Q; ++q) sums[q * KEYS + i] += even[q] * low;
           for (int q = 0; q < Q; ++q) sums[q * KEYS + i] += odd[q] * high;
         }
@@ -136,15 +118,15 @@ template <int DIM, int Q, class T, class A>
         std::memcpy(scores + q * apart + t, reinterpret_cast<const float*>(&sums) + q * KEYS, sizeof(float) * found);
     };
     int t = 0;
-    for (; t + KEYS <= count; t += KEYS) keep(t, KEYS, some(t, [&](int i) { return keys + t * DIM + i * DIM; }));
+    for (; t + KEYS <= count; t += KEYS) keep(t, KEYS, some([&](int i) { return keys + t * DIM + i * DIM; }));
     // Behind the last key that key again.
-    if (t < count) keep(t, count - t, some(t, [&](int i) { return keys + std::min(t + i, count - 1) * DIM; }));
+    if (t < count) keep(t, count - t, some([&](int i) { return keys + std::min(t + i, count - 1) * DIM; }));
   }
 }
 
-// sums [Q, dim] += weights [Q] rows `apart` of `count` x values [count, dim], token by token.
-template <int DIM, int Q, class T, class A>
-[[gnu::noinline]] void weigh(const float* weights, int64_t apart, const T* values, A ahead, int count, int dim, float* sums) {
+// sums [Q, dim] += weights (Q rows of `count`, `apart`) x values [count, dim], token by token.
+template <int DIM, int Q, class T>
+[[gnu::noinline]] void weigh(const float* weights, int64_t apart, const T* values, int count, int dim, float* sums) {
   if constexpr (DIM == 0) {
     for (int q = 0; q < Q; ++q)
       for (int t = 0; t < count; ++t)
@@ -156,7 +138,6 @@ template <int DIM, int Q, class T, class A>
       for (int q = 0; q < Q; ++q)
         for (int i = 0; i < PARTS; ++i) held[q][i] = load(sums + q * DIM + from + i * V);
       for (int t = 0; t < count; ++t) {
-        ahead.template fetch<PARTS * V>(t * DIM + from);
         vf weight[Q];
         for (int q = 0; q < Q; ++q) weight[q] = spread(weights[q * apart + t]);
 #pragma GCC unroll 8
@@ -182,10 +163,10 @@ using One = std::integral_constant<int, 1>;
 using Two = std::integral_constant<int, 2>;
 
 // Some of a span's queries over the tokens they see -> mixed, packed. room.scores: [QUERIES, tokens].
-// then: what the thread reads after it. Queries and sums are in the order in which halves of rows come.
+// Queries and sums are in the order in which halves of rows come.
 template <int DIM, class W>
-void attend(const Head<W>& task, int from, int count, Ahead<W> then, const Room& room, const Blocks& blocks,
-            float* mixed, float* probabilities) {
+void attend(const Head<W>& task, int from, int count, const Room& room, const Blocks& blocks, float* mixed,
+            float* probabilities) {
   const Shape& shape = task.shape;
   int dim = DIM ? DIM : shape.head_dim, group = task.group(), longest = task.start + task.width;
   auto at = [&](int d) { return DIM ? place<W>(d) : d; };
@@ -197,34 +178,27 @@ void attend(const Head<W>& task, int from, int count, Ahead<W> then, const Room&
     for (int d = 0; d < dim; ++d) room.queries[q * dim + at(d)] = room.turned[d];
   }
   int total = seen[count - 1];
-  // The queries two by two over the rows: each(one or two, query, token, tokens, rows, what is ahead).
-  auto tiles = [&](const W* rows, Ahead<W> behind, auto each) {
+  // The queries two by two over the rows: each(one or two, query, token, tokens, rows).
+  auto tiles = [&](const W* rows, auto each) {
     for (int t = 0; t < total; t += TILE, rows += TILE * dim) {
-      int tokens = std::min(TILE, total - t), left = total - t - tokens;
-      Ahead<W> ahead = left ? Ahead<W>{rows + TILE * dim, std::min(TILE, left) * dim} : behind;
-      for (int q = 0; q < count; q += 2) {
-        if (q + 1 == count)
-          q ? each(One{}, q, t, tokens, rows, Nothing{}) : each(One{}, q, t, tokens, rows, ahead);
-        else
-          q ? each(Two{}, q, t, tokens, rows, Nothing{}) : each(Two{}, q, t, tokens, rows, ahead);
-      }
+      int tokens = std::min(TILE, total - t), q = 0;
+      for (; q + 2 <= count; q += 2) each(Two{}, q, t, tokens, rows);
+      if (q < count) each(One{}, q, t, tokens, rows);
     }
   };
   auto scores_of = [&](int q) { return room.scores + static_cast<int64_t>(q) * longest; };
-  Ahead<W> values{task.value(0), std::min(TILE, total) * dim};
-  tiles(task.key(0), values, [&](auto together, int q, int t, int tokens, auto* rows, auto ahead) {
-    score<DIM, together()>(room.queries + q * dim, rows, ahead, tokens, dim, scores_of(q) + t, longest);
+  tiles(task.key(0), [&](auto together, int q, int t, int tokens, const W* rows) {
+    score<DIM, together()>(room.queries + q * dim, rows, tokens, dim, scores_of(q) + t, longest);
   });
   float over[QUERIES];
   for (int q = 0; q < count; ++q) over[q] = softmax(scores_of(q), seen[q]);
   std::fill(room.sums, room.sums + count * dim, 0.0f);
-  tiles(task.value(0), then, [&](auto together, int q, int t, int tokens, auto* rows, auto ahead) {
+  tiles(task.value(0), [&](auto together, int q, int t, int tokens, const W* rows) {
     int both = std::clamp(seen[q] - t, 0, tokens);  // the second may see more
-    weigh<DIM, together()>(scores_of(q) + t, longest, rows, ahead, both, dim, room.sums + q * dim);
+    weigh<DIM, together()>(scores_of(q) + t, longest, rows, both, dim, room.sums + q * dim);
     if constexpr (together() == 2) {
-      int rest = std::clamp(seen[q + 1] - t, 0, tokens) - both;
-      if (rest > 0)
-        weigh<DIM, 1>(scores_of(q + 1) + t + both, longest, rows + both * dim, Nothing{}, rest, dim, room.sums + (q + 1) * dim);
+      if (int rest = std::clamp(seen[q + 1] - t, 0, tokens) - both; rest > 0)
+        weigh<DIM, 1>(scores_of(q + 1) + t + both, 0, rows + both * dim, rest, dim, room.sums + (q + 1) * dim);
     }
   });
   for (int q = 0; q < count; ++q) {
@@ -251,22 +225,16 @@ void mix(const Team& team, const Shape& shape, const Work& work, const Blocks& b
   };
   for (int number = team.from(tasks); number < team.to(tasks); ++number) {
     Head<W> task = numbered(number);
-    int first_row = task.first_row, longest = task.start + task.width;
-    floats.resize(Room::floats(dim, longest));
+    floats.resize(Room::floats(dim, task.start + task.width));
     Room room(floats.data(), dim);
     task.write(room.turned);
-    bool wanted = probabilities && first_row + task.width == work.rows;
+    bool wanted = probabilities && task.first_row + task.width == work.rows;
     // Of keys alone there is still the last row to score.
     int from = !keys_only ? 0 : wanted ? (task.width - 1) * group : task.width * group;
     for (; from < task.width * group; from += QUERIES) {
       int count = std::min(QUERIES, task.width * group - from);
-      Ahead<W> then{};
-      if (number + 1 < team.to(tasks) && from + count == task.width * group) {
-        Head<W> next = numbered(number + 1);
-        then = {next.key(0), std::min(TILE, next.start) * dim};
-      }
       auto one = dim == 32 ? attend<32, W> : dim == 64 ? attend<64, W> : dim == 128 ? attend<128, W> : attend<0, W>;
-      one(task, from, count, then, room, blocks, mixed, wanted ? probabilities : nullptr);
+      one(task, from, count, room, blocks, mixed, wanted ? probabilities : nullptr);
     }
   }
 }
