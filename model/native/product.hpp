@@ -7,7 +7,7 @@
 
 namespace {
 
-constexpr int PREFETCH_BYTES = 2048;    // ahead in the stream of weights
+constexpr int PREFETCH_BYTES = 4096;    // ahead in the stream of weights
 constexpr int GROUP_BYTES = 128 << 10;  // of panels that many blocks of rows meet in turn
 
 // Rows in blocks of nearly equal size, at most MAX_ROWS. Inputs of products are packed block by block,
