@@ -50,20 +50,23 @@ class Span(NamedTuple):
 class Window:
     """One forward's access to one group: the new tokens of some slots, packed one slot after the other.
 
-    sizes: new tokens of each span. targets: one view a layer that takes the new
-    [sum of sizes, 2 * kv_heads * head_dim], at `index` where they are not consecutive.
+    sizes: new tokens of each span. targets: one view a layer that takes the new tokens, [sum of sizes,
+    2 * kv_heads, head_dim], or [slots, capacity, ...] with their places in `index` where they lie apart.
     """
 
     spans: list[Span]
     sizes: list[int]
     targets: tuple[Tensor, ...]
-    index: Tensor | None
+    index: tuple[Tensor, ...] | None
 
     def write(self, layer: int, keys_values: Tensor) -> None:
+        """keys_values: [sum of sizes, 2 * kv_heads * head_dim]."""
+        target = self.targets[layer]
+        rows = keys_values.unflatten(1, target.shape[-2:])
         if self.index is None:
-            self.targets[layer].copy_(keys_values)
+            target.copy_(rows)
         else:
-            self.targets[layer].index_copy_(0, self.index, keys_values)
+            target.index_put_(self.index, rows)
 
 
 def alike(slots: Sequence[int], starts: Sequence[int], widths: Sequence[int]) -> list[slice]:
@@ -87,9 +90,10 @@ def causal_mask(before: int, width: int, dtype: torch.dtype, device: torch.devic
 
 
 class LayerGroup:
-    """The slab of one group: [layers, slots, capacity, 2 * kv_heads * head_dim], keys before values.
+    """The slab of one group: [layers, slots, 2 * kv_heads, capacity, head_dim], keys before values.
 
-    Tokens are rows, so that the keys and values of a round are written by one operation a layer.
+    A head's tokens lie side by side: attention reads one stream of keys and one of values, where rows of
+    whole tokens would give it a line or two a page.
     """
 
     def __init__(
@@ -98,7 +102,7 @@ class LayerGroup:
         self.layers = layers
         self.kv_heads, self.head_dim = kv_heads, head_dim
         self.lengths = [0] * slots
-        self.slab = torch.zeros(layers, slots, 0, 2 * kv_heads * head_dim, dtype=dtype, device=device)
+        self.slab = torch.zeros(layers, slots, 2 * kv_heads, 0, head_dim, dtype=dtype, device=device)
         self._mask = self.slab.new_zeros(0, 0)
 
     @property
@@ -107,7 +111,7 @@ class LayerGroup:
 
     @property
     def capacity(self) -> int:
-        return self.slab.shape[2]
+        return self.slab.shape[3]
 
     def reserve(self, tokens: int) -> None:
         if tokens <= self.capacity:
@@ -118,9 +122,9 @@ class LayerGroup:
     def resize(self, slots: int, capacity: int) -> None:
         """Another slab that holds what fits of this one; for a moment there are both."""
         rows, tokens = min(slots, self.slots), min(capacity, self.capacity)
-        shape = (self.layers, slots, capacity, self.slab.shape[3])
+        shape = (self.layers, slots, 2 * self.kv_heads, capacity, self.head_dim)
         resized = zeros(shape, self.slab.dtype, self.slab.device)
-        resized[:, :rows, :tokens] = self.slab[:, :rows, :tokens]
+        resized[:, :rows, :, :tokens] = self.slab[:, :rows, :, :tokens]
         self.slab = resized
         self.lengths = (self.lengths + [0] * slots)[:slots]
 
@@ -138,22 +142,19 @@ class LayerGroup:
             self._span(slots[run.start], starts[run], widths[run.start])
             for run in alike(slots, starts, widths)
         ]
+        rows = self.slab.transpose(2, 3)  # [layers, slots, capacity, 2 * kv_heads, head_dim]
         if len(slots) == 1:
-            targets, index = self.slab[:, slots[0], starts[0] : starts[0] + widths[0]], None
+            targets, index = rows[:, slots[0], starts[0] : starts[0] + widths[0]], None
         else:
-            targets = self.slab.view(self.layers, self.slots * self.capacity, self.slab.shape[3])
-            firsts = [slot * self.capacity + start for slot, start in zip(slots, starts, strict=True)]
-            flat = [f + i for f, width in zip(firsts, widths, strict=True) for i in range(width)]
-            index = torch.tensor(flat, device=self.slab.device)
+            runs = list(zip(slots, starts, widths, strict=True))
+            places = [(slot, start + i) for slot, start, width in runs for i in range(width)]
+            targets, index = rows, torch.tensor(places, device=self.slab.device).unbind(1)
         sizes = [span.rows * span.width for span in spans]
         return Window(spans, sizes, targets.unbind(0), index)
 
     def _span(self, slot: int, starts: list[int], width: int) -> Span:
         rows, total = len(starts), max(starts) + width
-        seen = self.slab[:, slot : slot + rows, :total].view(
-            self.layers, rows, total, 2, self.kv_heads, self.head_dim
-        )
-        keys, values = seen.transpose(2, 4).unbind(3)  # [layers, rows, kv_heads, tokens, head_dim]
+        keys, values = self.slab[:, slot : slot + rows, :, :total].split(self.kv_heads, 2)
         causal = width > 1 and total == width
         mask = None
         if rows > 1 and (width > 1 or min(starts) < max(starts)):
@@ -179,19 +180,19 @@ class LayerGroup:
         return self._mask[:width, columns - before : columns + width]
 
     def rows(self, slot: int, tokens: int) -> Tensor:
-        """A copy of a slot's first tokens, [layers, tokens, 2 * kv_heads * head_dim]."""
-        return self.slab[:, slot, :tokens].clone()
+        """A copy of a slot's first tokens, [layers, 2 * kv_heads, tokens, head_dim]."""
+        return self.slab[:, slot, :, :tokens].clone()
 
     def put_rows(self, slot: int, rows: Tensor) -> None:
         """Such a copy into a slot that holds nothing yet; they count from here on."""
-        tokens = rows.shape[1]
+        tokens = rows.shape[2]
         self.reserve(tokens)
-        self.slab[:, slot, :tokens] = rows
+        self.slab[:, slot, :, :tokens] = rows
         self.lengths[slot] = tokens
 
     def move(self, source: int, target: int) -> None:
         length = self.lengths[source]
-        self.slab[:, target, :length] = self.slab[:, source, :length]
+        self.slab[:, target, :, :length] = self.slab[:, source, :, :length]
         self.lengths[target], self.lengths[source] = length, 0
 
 

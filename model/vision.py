@@ -28,7 +28,7 @@ from model.reuse import Reuse
 class Prefix:
     """A prompt's first tokens, up to its last visual one. states: the trunk's, [tokens, hidden].
 
-    rows: [layers, tokens, 2 * kv_heads * head_dim], what trunk and twig keep of them.
+    rows: [layers, 2 * kv_heads, tokens, head_dim], what trunk and twig keep of them.
     """
 
     states: Tensor
@@ -36,7 +36,7 @@ class Prefix:
 
     @property
     def tokens(self) -> int:
-        return self.rows.shape[1]
+        return self.rows.shape[2]
 
     @property
     def nbytes(self) -> int:

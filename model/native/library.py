@@ -37,7 +37,7 @@ class LayerC(Structure):
 class WorkC(Structure):
     _fields_ = (
         *((name, c_void_p) for name in ("x", "cis", "slab")),
-        *((name, c_int64) for name in ("layer_stride", "slot_stride", "token_stride")),
+        *((name, c_int64) for name in ("layer_stride", "slot_stride", "head_stride")),
         *((name, POINTER(c_int32)) for name in ("slots", "starts", "widths")),
         ("scores", c_void_p),
         *((name, c_int32) for name in ("layers", "rows", "spans", "keys_only")),

@@ -7,7 +7,7 @@
 
 namespace {
 
-constexpr int PREFETCH_BYTES = 2048;    // ahead in the stream of weights
+constexpr int PREFETCH_BYTES = 4096;    // ahead in the stream of weights
 constexpr int GROUP_BYTES = 128 << 10;  // of panels that many blocks of rows meet in turn
 
 // Rows in blocks of nearly equal size, at most MAX_ROWS. Inputs of products are packed block by block,
@@ -31,14 +31,8 @@ struct Blocks {
   }
 };
 
-// Panels: for each pair of rows k of the weights, two vectors of columns; a bf16 pair shares 32 bits.
-// One row of the pair. Loaded anew for each: the registers are for the sums.
-inline vf half(const bf16* at, int odd) {
-  vu both;
-  std::memcpy(&both, at, sizeof both);
-  return odd ? reinterpret_cast<vf>(both & 0xffff0000u) : reinterpret_cast<vf>(both << 16);
-}
-inline vf half(const float* at, int odd) { return load(at + odd * V); }
+// Panels: for each pair of rows k of the weights, two vectors of columns; a bf16 pair shares 32 bits, so that a
+// row of the pair is one `half`.
 
 // ROWS x (PANELS * PANEL) sums over `pairs` pairs of k. Several panels at once where few rows leave the
 // multipliers waiting for their own results.

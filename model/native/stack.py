@@ -119,14 +119,14 @@ class NativeStack:
         starts = group.starts(slots, offsets)
         group.reserve(max(start + width for start, width in zip(starts, widths, strict=True)))
         slab = group.slab
-        layer_stride, slot_stride, token_stride, _ = slab.stride()
+        layer_stride, slot_stride, head_stride, _, _ = slab.stride()
         work = WorkC(
             x.data_ptr(),
             cis.data_ptr(),
             slab.data_ptr() + self.first * layer_stride * slab.element_size(),
             layer_stride,
             slot_stride,
-            token_stride,
+            head_stride,
             int32s(slots),
             int32s(starts),
             int32s(widths),

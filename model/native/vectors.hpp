@@ -22,12 +22,9 @@ constexpr int MAX_ROWS = 8;
 #endif
 constexpr int PANEL = 2 * V;  // columns that are stored together
 
-
-
 typedef float vf __attribute__((vector_size(4 * V)));
 typedef uint32_t vu __attribute__((vector_size(4 * V)));
 typedef int32_t vi __attribute__((vector_size(4 * V)));
-typedef uint16_t vh __attribute__((vector_size(2 * V)));
 struct bf16 {
   uint16_t bits;
 };
@@ -41,10 +38,18 @@ inline vf load(const float* at) {
   std::memcpy(&x, at, sizeof x);
   return x;
 }
-inline vf load(const bf16* at) {
-  vh x;
-  std::memcpy(&x, at, sizeof x);
-  return reinterpret_cast<vf>(__builtin_convertvector(x, vu) << 16);
+
+// Half of 2V neighbours: of bf16 every second one, which is one shift or mask where V neighbours take five shuffles.
+inline vf half(const bf16* at, int odd) {
+  vu both;
+  std::memcpy(&both, at, sizeof both);
+  return odd ? reinterpret_cast<vf>(both & 0xffff0000u) : reinterpret_cast<vf>(both << 16);
+}
+inline vf half(const float* at, int odd) { return load(at + odd * V); }
+// Where element i is in what the halves give.
+template <class T>
+inline int place(int i) {
+  return sizeof(T) == 4 ? i : i / (2 * V) * (2 * V) + i % 2 * V + i % (2 * V) / 2;
 }
 
 template <size_t... LANE>

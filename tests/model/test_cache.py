@@ -139,7 +139,7 @@ def test_the_slab_grows_in_steps_and_keeps_what_it_holds() -> None:
     assert group.capacity == GROWTH_TOKENS
     group.reserve(GROWTH_TOKENS + 1)
     assert group.capacity == 2 * GROWTH_TOKENS
-    assert group.slab[1, 0, :3, 0].tolist() == [1.0, 1.0, 0.0]
+    assert group.slab[1, 0, 0, :3, 0].tolist() == [1.0, 1.0, 0.0]
 
 
 def test_a_leak_is_named() -> None:
