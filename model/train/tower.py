@@ -65,7 +65,7 @@ PHASES = (
     # Lower: the first had ended with the tower still improving.
     Phase(6e-4, 25, (Stage(192, 16, 6_400),)),
     # Whole pictures cost the same however much they show.
-    Phase(1e-3, 60, (Stage(192, 8, 6_400, (5, 9)),)),
+    Phase(6e-4, 60, (Stage(192, 16, 7_000, (5, 9)),)),
 )
 STAGES = tuple(stage for phase in PHASES for stage in phase.stages)
 BACKGROUND_WEIGHT = 0.15  # of the background class; without it the tower learns to say "nothing"
