@@ -22,7 +22,7 @@ SCENE = DOCS / "samples/panda.png"
 PICTURES = DOCS / "pictures"
 DESCRIBE = "Describe the image."
 # As the guide's table names them.
-QUESTIONS = (DESCRIBE, "How many objects are there?", "What is the background?")
+QUESTIONS = (DESCRIBE, "What is at the top left?", "What is the background?")
 PATCH_PX = 16
 ROUNDS_SHOWN = 8
 

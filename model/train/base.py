@@ -89,8 +89,10 @@ PHASES = (
     _reading_early(1.4e-3, 100, questions=8, hidden=0.7, steps=(3200, 150, 50)),
     # Questions, with a head that matches words and patches.
     _reading_early(1e-3, 40, questions=10, hidden=0.6, steps=(700, 50, 30)),
+    # Descriptions, which had been one turn in eleven meanwhile.
+    _reading_early(4e-4, 40, questions=6, hidden=0.6, steps=(250, 150, 250), descriptions=3),
 )
-MATCHING_FROM = sum(phase.steps for phase in PHASES[:-1])
+MATCHING_FROM = sum(phase.steps for phase in PHASES[:3])
 STAGES = tuple(stage for phase in PHASES for stage in phase.stages)
 ALIGN_STEPS, ALIGN_RATE = 600, 2e-3
 # 1/sqrt(hidden), and 4 times that for words, so that they are not drowned by what the layers add.
