@@ -20,8 +20,8 @@ nine places, on coloured and patterned grounds.
 
 **What it cannot do:** photographs, drawings in other styles, text in pictures, anything said in other words
 than its own, any language but English. It answers those too, wrongly. What the table gives a low mark it
-does badly: look there before you rely on questions or on pruning. Asked how the objects are arranged, it says the
-same again and again until its tokens end. Use it for nothing but this project.
+does badly: look there before you rely on questions or on pruning. Asked how the objects are arranged, it says
+the same again and again until its tokens end. Use it for nothing but this project.
 
 ## Figures
 
