@@ -12,7 +12,6 @@ and patches (`matching`), and then questions are taught (`questions`).
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,24 +23,11 @@ from model.scenes.compose import GRID, Scene, object_patches, patches_of
 from model.scenes.words import PLACES
 from model.train.batches import IMAGE_TOKENS, Stage, random_batch
 from model.train.features import FeaturePool
-from model.train.loop import Checkpoint, cosine_rate, run_steps, stage_at, update
+from model.train.loop import Checkpoint, Phase, cosine_rate, phase_at, run_steps, stage_at, update
 from model.train.matching import install, word_ids
 from model.train.pack import Packed, Packer
 from model.train.questions import Questions
 from model.train.tower import TOWER_CONFIG
-
-
-@dataclass(frozen=True)
-class Phase:
-    """Stages under one warm-up and cosine."""
-
-    rate: float
-    warmup_steps: int
-    stages: tuple[Stage, ...]
-
-    @property
-    def steps(self) -> int:
-        return sum(stage.steps for stage in self.stages)
 
 
 def _reading_early(
@@ -52,7 +38,7 @@ def _reading_early(
     hidden: float,
     steps: tuple[int, int, int],
     descriptions: int = 1,
-) -> Phase:
+) -> Phase[Stage]:
     """Few visual tokens, more, all; hidden from the last layers in most steps."""
     few, more, whole = steps
     return Phase(
@@ -228,11 +214,8 @@ def answer_loss(logits: torch.Tensor, packed: Packed) -> torch.Tensor:
 
 
 def learning_rate(step: int) -> float:
-    for phase in PHASES:
-        if step < phase.steps:
-            return cosine_rate(phase.rate, step, phase.warmup_steps, step / phase.steps)
-        step -= phase.steps
-    raise ValueError("the step lies past the last phase")
+    phase, into = phase_at(PHASES, step)
+    return cosine_rate(phase.rate, into, phase.warmup_steps, into / phase.steps)
 
 
 def forward_packed(

@@ -12,8 +12,9 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -39,6 +40,28 @@ def stage_at(stages: Sequence[StageT], step: int) -> StageT:
             return stage
         step -= stage.steps
     return stages[-1]
+
+
+@dataclass(frozen=True)
+class Phase(Generic[StageT]):
+    """Stages under one warm-up and cosine."""
+
+    rate: float
+    warmup_steps: int
+    stages: tuple[StageT, ...]
+
+    @property
+    def steps(self) -> int:
+        return sum(stage.steps for stage in self.stages)
+
+
+def phase_at(phases: Sequence[Phase[StageT]], step: int) -> tuple[Phase[StageT], int]:
+    """The phase that step number `step` (from 0) belongs to, and the step's number in it."""
+    for phase in phases:
+        if step < phase.steps:
+            return phase, step
+        step -= phase.steps
+    raise ValueError("the step lies past the last phase")
 
 
 def cosine_rate(peak: float, step: int, warmup_steps: int, progress: float) -> float:

@@ -19,7 +19,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from model.scenes.compose import CELL_PX, GRID, IGNORE, IMAGE_PX, PATCH_PX, SIZE_PX
 from model.scenes.words import COLOR_NAMES, NOUNS, PATTERNS
-from model.train.loop import Checkpoint, cosine_rate, run_steps, update
+from model.train.loop import Checkpoint, Phase, cosine_rate, phase_at, run_steps, update
 from model.train.stream import normalize, window_loader
 
 
@@ -35,29 +35,6 @@ class Stage:
     @property
     def steps(self) -> int:
         return self.samples // self.batch
-
-
-@dataclass(frozen=True)
-class Phase:
-    """Stages under one warm-up and cosine; the cosine follows the cost, which is the pixels seen."""
-
-    rate: float
-    warmup_steps: int
-    stages: tuple[Stage, ...]
-
-    @property
-    def steps(self) -> int:
-        return sum(stage.steps for stage in self.stages)
-
-    def learning_rate(self, step: int) -> float:
-        done = total = 0
-        into = step
-        for stage in self.stages:
-            pixels = stage.batch * stage.side**2
-            done += min(into, stage.steps) * pixels
-            total += stage.steps * pixels
-            into = max(0, into - stage.steps)
-        return cosine_rate(self.rate, step, self.warmup_steps, done / total)
 
 
 PHASES = (
@@ -153,10 +130,8 @@ class TowerRun:
         if self._source is None or self._source[0] != number:
             stage = STAGES[number]
             first = sum(s.samples for s in STAGES[:number]) + into * stage.batch
-            self._source = (
-                number,
-                iter(window_loader(self.sprites, stage.side, stage.objects, stage.batch, first)),
-            )
+            loader = window_loader(self.sprites, stage.side, stage.objects, stage.batch, first)
+            self._source = number, iter(loader)
         return next(self._source[1])
 
     def _step(self, step: int) -> dict[str, float]:
@@ -175,8 +150,16 @@ def _locate(step: int) -> tuple[int, int]:
 
 
 def learning_rate(step: int) -> float:
-    for phase in PHASES:
-        if step < phase.steps:
-            return phase.learning_rate(step)
-        step -= phase.steps
-    raise ValueError("the step lies past the last phase")
+    phase, into = phase_at(PHASES, step)
+    return cosine_rate(phase.rate, into, phase.warmup_steps, _compute_done(into, phase.stages))
+
+
+def _compute_done(step: int, stages: tuple[Stage, ...]) -> float:
+    """Share of the stages' pixels that `step` steps have seen: the learning rate follows cost, not steps."""
+    done = total = 0
+    for stage in stages:
+        pixels = stage.batch * stage.side**2
+        done += min(step, stage.steps) * pixels
+        total += stage.steps * pixels
+        step = max(0, step - stage.steps)
+    return done / total
