@@ -52,7 +52,7 @@ class SplitVlm:
         self.middle = self._stack(layers[fork:drop], kept)
         self.top = self._stack(layers[drop:], self.cache.text)
         self.head = self._head(adapter.head)
-        self.twig_head = None if twig is None else self._head(twig.head)
+        self.twig_head = None if twig is None else self._head(twig.head, drafts_only=True)
 
     @property
     def kernels(self) -> str:
@@ -63,8 +63,10 @@ class SplitVlm:
             return TorchStack(layers, group, first)
         return native.NativeStack(self._library, layers, self.shape, group, first)
 
-    def _head(self, head: Head) -> LogitHead:
-        return head if self._library is None else native.NativeHead(self._library, head, self.shape.norm_eps)
+    def _head(self, head: Head, *, drafts_only: bool = False) -> LogitHead:
+        if self._library is None:
+            return head
+        return native.NativeHead(self._library, head, self.shape.norm_eps, drafts_only=drafts_only)
 
     def embed(self, tokens: Sequence[int], vectors: Mapping[int, Tensor | None]) -> Tensor:
         """[n, hidden]; in rows for which a vector is given that stands for the token."""

@@ -1,8 +1,8 @@
 // The decoder's forward for CPUs: RMS norm, fused QKV, rotary, attention over the KV slab, fused gate/up, down.
 //
-// Weights are bf16 or float, activations and sums are float: no bf16 instructions are needed, and a few rows cost
-// what it costs to read the weights. One call runs many layers in one parallel region with barriers of its own,
-// so that a small model is not paid for in calls.
+// Weights are bf16 or float, a head's also integers; activations and sums are float: no bf16 instructions are
+// needed, and a few rows cost what it costs to read the weights. One call runs many layers in one parallel region
+// with barriers of its own, so that a small model is not paid for in calls.
 // Invariant: the order of additions in a row does not depend on what other rows are there, so a token's logits
 // are the same bits alone, in a batch, and in a draft that is verified.
 // Knows nothing of Python; pointers and sizes are checked by the caller (model/native/stack.py).
@@ -119,17 +119,19 @@ void run_head(const Team& team, const Product<W>& head, const float* x, int rows
   }
 }
 
-// Elements of 16 or 32 bits, moved and not read.
+// Elements of 8, 16 or 32 bits, moved and not read.
 template <class T>
 void pack(const T* weights, int inputs, int outputs, int panel, T* to) {
-  constexpr bool paired = sizeof(T) == 2;  // a pair of rows shares 32 bits
   for (int pair = 0; pair < inputs / 2; ++pair)
     for (int vector = 0; vector < 2; ++vector)
       for (int lane = 0; lane < V; ++lane)
         for (int odd = 0; odd < 2; ++odd) {
           int column = panel * PANEL + vector * V + lane;
-          T value = column < outputs ? weights[static_cast<int64_t>(2 * pair + odd) * outputs + column] : T{};
-          to[pair * 2 * PANEL + vector * PANEL + (paired ? 2 * lane + odd : odd * V + lane)] = value;
+          int at = sizeof(T) == 1   ? 4 * lane + 2 * odd + vector
+                   : sizeof(T) == 2 ? vector * PANEL + 2 * lane + odd
+                                    : vector * PANEL + odd * V + lane;
+          to[pair * 2 * PANEL + at] =
+              column < outputs ? weights[static_cast<int64_t>(2 * pair + odd) * outputs + column] : T{};
         }
 }
 
@@ -145,7 +147,9 @@ void twig_pack(const void* weights, int32_t inputs, int32_t outputs, int32_t siz
 #pragma omp parallel for num_threads(threads)
   for (int panel = 0; panel < panels; ++panel) {
     int64_t at = static_cast<int64_t>(panel) * inputs * PANEL;
-    if (size == 2)
+    if (size == 1)
+      pack(static_cast<const uint8_t*>(weights), inputs, outputs, panel, static_cast<uint8_t*>(to) + at);
+    else if (size == 2)
       pack(static_cast<const uint16_t*>(weights), inputs, outputs, panel, static_cast<uint16_t*>(to) + at);
     else
       pack(static_cast<const uint32_t*>(weights), inputs, outputs, panel, static_cast<uint32_t*>(to) + at);
@@ -169,20 +173,26 @@ void twig_layers(const Shape* shape, const LayerWeights* layers, const Work* wor
   }
 }
 
-// logits: [rows, outputs]. tokens, probabilities: [rows] or null.
-void twig_head(const void* weights, int32_t inputs, int32_t outputs, int32_t is_bf16, int32_t threads, float eps,
-               const float* x, int32_t rows, float* logits, int64_t* tokens, float* probabilities) {
+// logits: [rows, outputs]. tokens, probabilities: [rows] or null. size: bytes of a weight; scales: see Product.
+void twig_head(const void* weights, const float* scales, int32_t inputs, int32_t outputs, int32_t size,
+               int32_t threads, float eps, const float* x, int32_t rows, float* logits, int64_t* tokens,
+               float* probabilities) {
   Barrier barrier;
   std::vector<Best> parts(static_cast<size_t>(rows) * threads);
 #pragma omp parallel num_threads(threads)
   {
     Team team{omp_get_thread_num(), omp_get_num_threads(), &barrier};
-    if (is_bf16)
-      run_head(team, Product<bf16>{static_cast<const bf16*>(weights), nullptr, inputs, outputs}, x, rows, eps, logits,
-               tokens, probabilities, parts);
+    auto run = [&](auto* typed) {
+      using W = std::remove_const_t<std::remove_pointer_t<decltype(typed)>>;
+      Product<W> head{typed, nullptr, inputs, outputs, scales};
+      run_head(team, head, x, rows, eps, logits, tokens, probabilities, parts);
+    };
+    if (size == 1)
+      run(static_cast<const int8_t*>(weights));
+    else if (size == 2)
+      run(static_cast<const bf16*>(weights));
     else
-      run_head(team, Product<float>{static_cast<const float*>(weights), nullptr, inputs, outputs}, x, rows, eps,
-               logits, tokens, probabilities, parts);
+      run(static_cast<const float*>(weights));
   }
 }
 

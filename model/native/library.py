@@ -49,7 +49,7 @@ SIGNATURES = {
     "twig_pack": ([c_void_p, c_int32, c_int32, c_int32, c_int32, c_void_p], None),
     "twig_layers": ([POINTER(ShapeC), POINTER(LayerC), POINTER(WorkC), c_int32], None),
     "twig_head": (
-        [c_void_p, *[c_int32] * 4, c_float, c_void_p, c_int32, c_void_p, c_void_p, c_void_p],
+        [c_void_p, c_void_p, *[c_int32] * 4, c_float, c_void_p, c_int32, c_void_p, c_void_p, c_void_p],
         None,
     ),
     "twig_read": ([c_void_p, c_int64, c_int32], c_uint64),

@@ -32,16 +32,20 @@ struct Blocks {
 };
 
 // Panels: for each pair of rows k of the weights, two vectors of columns; a bf16 pair shares 32 bits, so that a
-// row of the pair is one `half`.
+// row of the pair is one `half`. Integers of 8 bits have all four of a lane in its 32 bits, and a scale a column.
 
 // ROWS x (PANELS * PANEL) sums over `pairs` pairs of k. Several panels at once where few rows leave the
-// multipliers waiting for their own results.
+// multipliers waiting for their own results. A function of its own: among its caller's values sums were spilled.
 template <int ROWS, int PANELS, class W>
-inline void tile(const float* a, const W* weights, int64_t panel_size, int pairs, vf (&out)[ROWS][2 * PANELS]) {
+[[gnu::noinline]] void tile(const float* a, const W* weights, int64_t panel_size, int pairs,
+                            vf (&out)[ROWS][2 * PANELS]) {
   vf sums[ROWS][2 * PANELS];  // not `out`, which might be the inputs' memory for all the compiler knows
+#pragma GCC unroll 12
   for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 8
     for (int c = 0; c < 2 * PANELS; ++c) sums[r][c] = vf{};
   for (int p = 0; p < pairs; ++p) {
+#pragma GCC unroll 4
     for (int panel = 0; panel < PANELS; ++panel) {
       const W* at = weights + panel * panel_size + static_cast<int64_t>(p) * 2 * PANEL;
       for (unsigned line = 0; line < 2 * PANEL * sizeof(W); line += 64)
@@ -52,7 +56,8 @@ inline void tile(const float* a, const W* weights, int64_t panel_size, int pairs
         // Or the compiler keeps the pair for both halves and spills sums: 65 GFLOP/s instead of 95 at 6 rows.
         asm volatile("" : "+r"(at));
 #endif
-        vf left = half(at, odd), right = half(at + PANEL, odd);
+        vf left, right;
+        both<ROWS>(at, odd, left, right);
 #pragma GCC unroll 12
         for (int r = 0; r < ROWS; ++r) {
           vf in = spread(a[(2 * p + odd) * ROWS + r]);
@@ -62,7 +67,10 @@ inline void tile(const float* a, const W* weights, int64_t panel_size, int pairs
       }
     }
   }
-  std::memcpy(out, sums, sizeof sums);
+#pragma GCC unroll 12
+  for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 8
+    for (int c = 0; c < 2 * PANELS; ++c) out[r][c] = sums[r][c];
 }
 
 template <class W>
@@ -70,6 +78,7 @@ struct Product {
   const W* weights;   // panels
   const float* bias;  // or null
   int inputs, outputs;
+  const float* scales = nullptr;  // of integers: of each column, the last panel filled up
   int panels() const { return (outputs + PANEL - 1) / PANEL; }
   int64_t panel_size() const { return static_cast<int64_t>(inputs) * PANEL; }
 };
@@ -81,33 +90,40 @@ void rows_times_panels(const float* a, const Product<W>& product, int row, int p
   int64_t size = product.panel_size();
   tile<ROWS, PANELS, W>(a, product.weights + panel * size, size, product.inputs / 2, sums);
   for (int r = 0; r < ROWS; ++r)
-    for (int p = 0; p < PANELS; ++p) sink(row + r, panel + p, sums[r][2 * p], sums[r][2 * p + 1]);
+    for (int p = 0; p < PANELS; ++p) {
+      vf left = sums[r][2 * p], right = sums[r][2 * p + 1];
+      if constexpr (std::is_same_v<W, int8_t>) {
+        const float* scales = product.scales + static_cast<int64_t>(panel + p) * PANEL;
+        left *= load(scales);
+        right *= load(scales + V);
+      }
+      sink(row + r, panel + p, left, right);
+    }
 }
 
 template <int ROWS, class W, class Sink>
-void block_times_panel(int rows, const float* a, const Product<W>& product, int row, int panel, Sink&& sink) {
+void block_times_panels(int rows, const float* a, const Product<W>& product, int row, int panel, int end, Sink&& sink) {
   if constexpr (ROWS > 0) {
-    if (rows == ROWS) return rows_times_panels<ROWS, 1>(a, product, row, panel, sink);
-    block_times_panel<ROWS - 1, W>(rows, a, product, row, panel, sink);
+    if (rows < ROWS) return block_times_panels<ROWS - 1, W>(rows, a, product, row, panel, end, sink);
+    constexpr int TOGETHER = ROWS == 1 ? 4 : ROWS == 2 ? 2 : 1;
+    for (; panel + TOGETHER <= end; panel += TOGETHER)
+      rows_times_panels<ROWS, TOGETHER>(a, product, row, panel, sink);
+    for (; panel < end; ++panel) rows_times_panels<ROWS, 1>(a, product, row, panel, sink);
   }
 }
 
 // This member's panels of a product of all rows; `a` is packed.
 template <class W, class Sink>
 void multiply(const Team& team, const Blocks& blocks, const float* a, const Product<W>& product, Sink&& sink) {
-  int panel = team.from(product.panels()), end = team.to(product.panels());
-  if (blocks.rows == 1)
-    for (; panel + 4 <= end; panel += 4) rows_times_panels<1, 4>(a, product, 0, panel, sink);
-  if (blocks.rows == 2)
-    for (; panel + 2 <= end; panel += 2) rows_times_panels<2, 2>(a, product, 0, panel, sink);
+  int first = team.from(product.panels()), end = team.to(product.panels());
   // A block of rows meets several panels while it is in the first cache, and they stay in the second.
-  int together = std::max<int>(1, GROUP_BYTES / (product.panel_size() * sizeof(W)));
-  for (; panel < end; panel += together)
+  int fitting = static_cast<int>(GROUP_BYTES / (product.panel_size() * sizeof(W)));
+  int together = blocks.count == 1 ? end - first : std::max(2, fitting);
+  for (int panel = first; panel < end; panel += together)
     for (int block = 0; block < blocks.count; ++block) {
       int row = blocks.first(block), stop = std::min(panel + together, end);
       const float* packed = a + static_cast<int64_t>(row) * product.inputs;
-      for (int one = panel; one < stop; ++one)
-        block_times_panel<MAX_ROWS, W>(blocks.size(block), packed, product, row, one, sink);
+      block_times_panels<MAX_ROWS, W>(blocks.size(block), packed, product, row, panel, stop, sink);
     }
 }
 

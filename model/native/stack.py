@@ -12,12 +12,15 @@ import ctypes
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from model.cache import LayerGroup, Offsets
 from model.decoder import DecoderLayer, DecoderShape, Head
 from model.native.library import DTYPES, LayerC, Library, ShapeC, WorkC, int32s, return_free_memory
 from model.pages import Arena, in_lines
+
+QUANTIZED_ROWS = 128  # at a time, as floats
 
 
 def supports(shape: DecoderShape, dtype: torch.dtype, device: torch.device) -> bool:
@@ -141,14 +144,31 @@ class NativeStack:
         return x
 
 
-class NativeHead:
-    """See `model.stack.LogitHead`."""
+def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """[inputs, outputs] as int8, symmetric, and what each column was divided by, float32 [outputs]."""
+    scales = (weight.abs().amax(0).float() / 127).clamp_min(torch.finfo(torch.float32).tiny)
+    whole = torch.empty(weight.shape, dtype=torch.int8)
+    for rows, to in zip(weight.split(QUANTIZED_ROWS), whole.split(QUANTIZED_ROWS), strict=True):
+        to.copy_((rows.float() / scales).round_())
+    return whole, scales
 
-    def __init__(self, library: Library, head: Head, eps: float) -> None:
+
+class NativeHead:
+    """See `model.stack.LogitHead`.
+
+    drafts_only: its tokens are verified by another, so its weights may be half as many bytes: where they are
+    bf16 they become integers. What is drafted may differ for it, what is answered does not.
+    """
+
+    def __init__(self, library: Library, head: Head, eps: float, *, drafts_only: bool = False) -> None:
         weight = head.give_up_weight()
         self._library, self._eps = library, eps
         self._inputs, self._outputs = weight.shape
-        self._bf16 = int(weight.dtype == torch.bfloat16)
+        self._scales: Tensor | None = None
+        if drafts_only and weight.dtype == torch.bfloat16:
+            weight, scales = quantized(weight)
+            self._scales = F.pad(scales, (0, -len(scales) % (2 * library.lanes)))
+        self._weight_bytes = weight.element_size()
         self._weight = library.pack(weight, Arena(library.packed_bytes(weight)))
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -169,9 +189,10 @@ class NativeHead:
         x = x.float().contiguous()
         self._library.head(
             self._weight.data_ptr(),
+            _pointer(self._scales),
             self._inputs,
             self._outputs,
-            self._bf16,
+            self._weight_bytes,
             torch.get_num_threads(),
             self._eps,
             x.data_ptr(),

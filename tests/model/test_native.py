@@ -16,7 +16,7 @@ from model.checkpoint import layer_shapes
 from model.decoder import DecoderLayer, DecoderShape, Head, rotary_table
 from model.native import build
 from model.native.library import Library, load_library
-from model.native.stack import NativeHead, NativeStack, supports
+from model.native.stack import NativeHead, NativeStack, quantized, supports
 from model.stack import TorchStack
 from tests.model.harness import IMAGE, World, ask, run
 from tests.model.test_batching import mixed
@@ -169,6 +169,39 @@ def test_a_head_equals_torch(library: Library, shape: DecoderShape, dtype: torch
     assert tokens == native(x).argmax(-1).tolist() == native.choose(x)
     expected = native(x).softmax(-1).max(-1).values
     torch.testing.assert_close(torch.tensor(probabilities), expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"vocabulary{shape.vocabulary}")
+@pytest.mark.parametrize("rows", [1, 2, 13])
+def test_a_head_that_only_drafts_has_integers(library: Library, shape: DecoderShape, rows: int) -> None:
+    """What it computes is the product with its rounded weights, which are near the given ones."""
+    draw = torch.Generator().manual_seed(6)
+    weight = torch.randn(shape.vocabulary, shape.hidden, generator=draw).bfloat16()
+    weight[3] = 0  # a column that nothing is to be divided by
+    norm = torch.ones(shape.hidden, dtype=torch.bfloat16)
+    whole, scales = quantized(Head(norm, weight, shape).weight)
+    native = NativeHead(library, Head(norm, weight, shape), shape.norm_eps, drafts_only=True)
+    x = torch.randn(rows, shape.hidden, generator=draw)
+    normed = x * (x.square().mean(-1, keepdim=True) + shape.norm_eps).rsqrt()
+    torch.testing.assert_close(native(x), normed @ (whole * scales), rtol=1e-4, atol=1e-4)
+    assert whole.abs().amax(0).eq(127).sum() == shape.vocabulary - 1
+    assert ((whole * scales).t() - weight).abs().amax() <= 0.51 * scales.max()
+    tokens, probabilities = native.propose(x)
+    assert tokens == native(x).argmax(-1).tolist()
+    expected = native(x).softmax(-1).max(-1).values
+    torch.testing.assert_close(torch.tensor(probabilities), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_head_that_only_drafts_stays_exact_in_float32(library: Library) -> None:
+    shape = SHAPES[1]
+    weight = torch.randn(shape.vocabulary, shape.hidden, generator=torch.Generator().manual_seed(7))
+    exact, drafts = (
+        NativeHead(library, Head(torch.ones(shape.hidden), weight, shape), shape.norm_eps, drafts_only=only)
+        for only in (False, True)
+    )
+    x = torch.randn(3, shape.hidden)
+    assert torch.equal(exact(x), drafts(x))
 
 
 def test_bf16_answers_know_neither_drafts_nor_neighbours(tame: World, library: Library) -> None:
