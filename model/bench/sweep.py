@@ -1,8 +1,9 @@
 """How decode speed grows with batch, R-bar, drafts, prompt and answer: three modes at every point.
 
 One thing is changed at a time from a centre. The modes take turns, each point is warmed up once, answers are
-forced to their length, and figures are medians. What pictures leave in trunk and twig is remembered between
-runs, so that the time goes to decoding. `python -m model.bench.sweep`; `sweep_report` writes the table.
+forced to their length, and figures are medians, of ratios within each repeat too. What pictures leave in
+trunk and twig is remembered between runs, so that the time goes to decoding.
+`python -m model.bench.sweep`; `sweep_report` writes the table.
 Each finished point is a line of a file: a sweep that was broken off, or out of `--seconds`, goes on there.
 """
 
@@ -99,8 +100,8 @@ class Sweep:
         )
         return EngineSide(Engine.from_pretrained(self.base, self.twig, dtype=self.plan.dtype, config=config))
 
-    def measure(self, point: Point) -> dict[str, Figures]:
-        """Speculation off, on, and on under the governor."""
+    def measure(self, point: Point) -> dict[str, list[Figures]]:
+        """Repeat by repeat: speculation off, on, and on under the governor."""
         prompts = [self._longer(prompt, point.prompt_tokens) for prompt in self.prompts[: point.batch]]
         limits = Limits(point.answer_tokens, natural=False)
         found: dict[str, list[Figures]] = {mode: [] for mode in MODES}
@@ -112,7 +113,7 @@ class Sweep:
                 run = side.run(prompts, limits, asked)
                 if repeat:
                     found[mode].append(Figures.of([run]))
-        return {mode: Figures.median(figures) for mode, figures in found.items()}
+        return found
 
     def _longer(self, prompt: Prompt, extra: int) -> Prompt:
         """Random words before the last token: ids of the question's own kind."""
@@ -121,15 +122,18 @@ class Sweep:
         return Prompt([*prompt.ids[:-1], *more, prompt.ids[-1]], prompt.pixels)
 
 
-def row_of(axis: str, point: Point, figures: dict[str, Figures]) -> dict[str, Any]:
-    speeds = {mode: round(one.tokens_per_s, 2) for mode, one in figures.items()}
+def row_of(axis: str, point: Point, found: dict[str, list[Figures]]) -> dict[str, Any]:
+    """governed_to_off: within each repeat, whose runs follow one another; a machine's moods last longer."""
+    figures = {mode: Figures.median(repeats) for mode, repeats in found.items()}
     acceptance = figures["on"].acceptance
+    pairs = zip(found["governed"], found["off"], strict=True)
+    ratios = [governed.tokens_per_s / off.tokens_per_s for governed, off in pairs if off.tokens_per_s]
     return {
         "axis": axis,
         **asdict(point),
-        **speeds,
+        **{mode: round(one.tokens_per_s, 2) for mode, one in figures.items()},
         "acceptance": None if acceptance is None else round(acceptance, 3),
-        "governed_to_off": round(speeds["governed"] / speeds["off"], 3) if speeds["off"] else None,
+        "governed_to_off": round(statistics.median(ratios), 3) if ratios else None,
     }
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from model.bench import sweep
-from model.bench.sweep import AXES, MODES, Notes, OutOfTimeError, Plan, Point, run_sweep
+from model.bench.measure import Figures
+from model.bench.sweep import AXES, MODES, Notes, OutOfTimeError, Plan, Point, row_of, run_sweep
 from model.bench.sweep_report import write_report
 from tests.model.harness import World
 
@@ -20,6 +21,15 @@ def test_a_point_for_every_value_and_one_change_at_a_time() -> None:
     for axis, point in points:
         changed = {name for name in AXES if getattr(point, name) != getattr(centre, name)}
         assert changed <= {axis}
+
+
+def test_what_the_governor_costs_is_told_within_a_repeat() -> None:
+    """A machine that is twice as fast in one repeat tells nothing of the governor."""
+    speeds = {"off": (100.0, 200.0, 100.0), "on": (90.0, 180.0, 90.0), "governed": (99.0, 198.0, 99.0)}
+    found = {mode: [Figures(speed, 1.0, 0.5) for speed in of] for mode, of in speeds.items()}
+    row = row_of("batch", Point(), found)
+    assert row["governed_to_off"] == 0.99
+    assert (row["off"], row["governed"]) == (100, 99)
 
 
 def test_a_sweep_goes_on_where_it_was_broken_off(
