@@ -146,9 +146,8 @@ class BaseRun:
         self.vlm = new_base(tokenizer)
         self.vlm.model.vision_tower.requires_grad_(False)
         self.packer = Packer(tokenizer, IMAGE_TOKENS)
-        words = word_ids(tokenizer)
-        self.nouns = words[0]
-        self.questions = Questions(self.vlm, words.flatten(), DROP_LAYER)
+        self.nouns = word_ids(tokenizer)[0]
+        self.questions = Questions(self.vlm, tokenizer, DROP_LAYER)
         trained = [p for p in self.vlm.parameters() if p.requires_grad]
         matrices, vectors = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
         groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]

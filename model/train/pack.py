@@ -36,12 +36,18 @@ class Packed:
         """bool [A]: the first token of each answer."""
         return torch.diff(self.turn, prepend=self.turn[:1] - 1) != 0
 
-    def asked(self, words: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where questions say one of `words` (flat indices [n]), and which of A begins each one's answer."""
+    def asked(self, asked: torch.Tensor, told: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pairs: where a question says one of `asked` (flat index, of neighbours the last), and which of A is
+        the first token of its answer or one of `told`."""
         answered = torch.zeros(self.ids.numel(), dtype=torch.bool)
         answered[self.target_at + 1] = True
-        said = torch.nonzero(torch.isin(self.ids, words).flatten() & ~answered).flatten()
-        return said, torch.searchsorted(self.target_at, said)
+        said = torch.isin(self.ids, asked).flatten() & ~answered
+        said[:-1] &= ~said[1:]
+        places = torch.nonzero(said).flatten()
+        turn = self.turn[torch.searchsorted(self.target_at, places)]
+        wanted = self.starts | torch.isin(self.target, told)
+        which, answer = torch.nonzero((turn[:, None] == self.turn) & wanted, as_tuple=True)
+        return places[which], answer
 
 
 class Packer:

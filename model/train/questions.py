@@ -1,30 +1,49 @@
 """What questions are taught beside their answers: to know the answer early, and to fetch it.
 
 An answer hangs on its first word, one token among hundreds whose loss drowns in the others'; so that word
-counts a second time. And it hangs on two looks, from the question's noun at the patches (`matching`) and
-from the last prompt token at the noun, of which neither is learned while the other is missing (docs/log.md).
-So the noun is asked for the first word itself, at the end and before the visual tokens are dropped; and one
-head of the layer behind is led to look from the last prompt token at the noun.
+counts a second time. And it hangs on two looks, from what the question names (a noun, a place) at the patches
+(`matching`) and from where the answer is told at that word, of which neither is learned while the other is
+missing (docs/log.md). So the word named is asked for what the answer tells, its first word and places, sizes,
+colors, nouns, at the end and before the visual tokens are dropped; and one head of the layer behind is led
+to look from before each of these at the word named.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import LlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from model.scenes.words import COLOR_NAMES, PLACES, SIZES
+from model.train.matching import word_ids
 from model.train.pack import Packed
 
 EARLY_WEIGHT, FETCH_WEIGHT = 0.5, 0.5
 
 
-class Questions:
-    """words: ids of what is asked for. drop_layer: F, where the last prompt token is to have looked at it."""
+def asked_and_told(tokenizer: PreTrainedTokenizerFast) -> tuple[tuple[Tensor, Tensor], ...]:
+    """Token ids of what a question names and of what its answer tells of it."""
 
-    def __init__(self, vlm: LlavaForConditionalGeneration, words: Tensor, drop_layer: int) -> None:
-        self.vlm, self.words = vlm, words
+    def ids(words: Iterable[str]) -> Tensor:
+        pieces = [tokenizer.encode(f" {word}", add_special_tokens=False) for word in words]
+        return torch.tensor([piece[0] for piece in pieces if len(piece) == 1])
+
+    nouns, places = word_ids(tokenizer).flatten(), ids({word for place in PLACES for word in place.split()})
+    traits = ids((*SIZES, *COLOR_NAMES))
+    return (nouns, torch.cat([places, traits])), (places, torch.cat([nouns, traits]))
+
+
+class Questions:
+    """drop_layer: F, where what comes before a told word is to have looked at the word named."""
+
+    def __init__(
+        self, vlm: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, drop_layer: int
+    ) -> None:
+        self.vlm, self.pairs = vlm, asked_and_told(tokenizer)
         self.layer = vlm.model.language_model.layers[drop_layer]
         self._states = torch.empty(0)
         vlm.model.language_model.layers[drop_layer - 1].register_forward_hook(self._keep)
@@ -36,7 +55,8 @@ class Questions:
         """hidden [B * N, hidden], logits [A, V]: of the forward pass that was made last."""
         starts = packed.starts
         total = F.cross_entropy(logits[starts], packed.target[starts])
-        said, answer = packed.asked(self.words)
+        found = [packed.asked(asked, told) for asked, told in self.pairs]
+        said, answer = (torch.cat(parts) for parts in zip(*found, strict=True))
         if not len(said):
             return total
         before = self.vlm.model.language_model.norm(self._states).flatten(0, 1)
@@ -46,7 +66,7 @@ class Questions:
         return total + FETCH_WEIGHT * self._fetch(packed, said, packed.target_at[answer])
 
     def _fetch(self, packed: Packed, said: Tensor, last: Tensor) -> Tensor:
-        """From how well the last head of `layer` looks from each last prompt token at the noun."""
+        """From how well the last head of `layer` looks from before each told word at the word named."""
         attention, length = self.layer.self_attn, self._states.shape[1]
         normed = self.layer.input_layernorm(self._states)
         rotary = self.vlm.model.language_model.rotary_emb(normed, position_ids=packed.positions)

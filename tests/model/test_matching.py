@@ -17,6 +17,7 @@ from model.train.batches import IMAGE_TOKENS
 from model.train.features import FeaturePool
 from model.train.matching import install, noun_of_patches, word_ids
 from model.train.pack import Packer
+from model.train.questions import asked_and_told
 from model.train.tokenizer import make_tokenizer
 from model.train.tower import TOWER_CONFIG
 
@@ -94,18 +95,26 @@ def test_installing_leaves_what_the_layer_adds(
     assert not after[:, -size:].any()
 
 
-def test_a_questions_noun_is_asked_for_its_answers_first_word(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_what_a_question_names_is_asked_for_what_its_answer_tells(tokenizer: PreTrainedTokenizerFast) -> None:
     told = [
-        Turn("describe", "Describe the image.", "One object. At the top there is a cat."),
+        Turn("describe", "Describe the image.", "One object. At the top there is a small cat."),
         Turn("exists", "Is there a dog?", "No, there is no dog."),
-        Turn("count", "How many cats are there?", "One cat."),
+        Turn("where", "Where is the cat?", "At the top left."),
+        Turn("what", "What is at the top left?", "A small cat."),
     ]
     packed = Packer(tokenizer, IMAGE_TOKENS).pack([told, told], [np.arange(8), np.arange(8)])
-    said, answer = packed.asked(word_ids(tokenizer).flatten())
-    assert tokenizer.convert_ids_to_tokens(packed.ids.flatten()[said].tolist()) == ["Ġdog", "Ġcats"] * 2
-    assert tokenizer.convert_ids_to_tokens(packed.target[answer].tolist()) == ["ĠNo", "ĠOne"] * 2
+
+    def pairs(asked: torch.Tensor, answers: torch.Tensor) -> list[tuple[str, str]]:
+        said, answer = packed.asked(asked, answers)
+        words = (packed.ids.flatten()[said], packed.target[answer])
+        names = [[name[1:] for name in tokenizer.convert_ids_to_tokens(ids.tolist())] for ids in words]
+        return list(zip(*names, strict=True))
+
+    of_nouns, of_places = asked_and_told(tokenizer)
+    assert pairs(*of_nouns) == [("dog", "No"), ("cat", "At"), ("cat", "top"), ("cat", "left")] * 2
+    assert pairs(*of_places) == [("left", "A"), ("left", "small"), ("left", "cat")] * 2
     starts = packed.target[packed.starts].tolist()
-    assert tokenizer.convert_ids_to_tokens(starts) == ["ĠOne", "ĠNo", "ĠOne"] * 2
+    assert tokenizer.convert_ids_to_tokens(starts) == ["ĠOne", "ĠNo", "ĠAt", "ĠA"] * 2
 
 
 def test_a_short_answer_is_not_drowned(tokenizer: PreTrainedTokenizerFast) -> None:
