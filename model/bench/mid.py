@@ -3,10 +3,12 @@
 How acceptance is made. The twig is a copy of the base's layers K..K+T-1, norm and head, so it would agree
 with the base in everything if the layers above it added nothing. They add little: what they write to the
 residual stream is scaled by UPPER_SCALE, which moves the base's choice away from the twig's in about one
-token of three, and more often where the twig is unsure, as with a trained twig. The head is scaled so that
-the best token of 32,000 has a probability like a language model's (HEAD_SPREAD). ATTENTION_SCALE keeps what
-all tokens see of the picture from drowning the token itself, for then answers run in small circles. Special
-tokens have logit 0 and never win, so answers end at their limit. What is accepted is measured in every run.
+token of three, and more often where the twig is unsure, as with a trained twig. ATTENTION_SCALE keeps what
+all tokens see of the picture from drowning the token itself, for then answers run in small circles; and since
+the twig sees all of the picture and the pruned layers a ninth, it also says how far pruning parts the two
+(docs/log.md has what both give). The head is scaled so that the best token of 32,000 has a probability
+like a language model's (HEAD_SPREAD). Special tokens have logit 0 and never win, so answers end at their
+limit. What is accepted is measured in every run.
 Invariant: the same seed gives the same files.
 """
 
@@ -35,7 +37,7 @@ SEED = 20260
 VOCABULARY, SPECIALS = 32_000, ("<unk>", "<s>", "</s>", "<pad>", "<image>")
 IMAGE_SIDE, PATCH = 336, 14
 TWIG = TwigConfig(fork_layer=2, twig_layers=2, drop_layer=18, retained_tokens=64, base_model="mid")
-UPPER_SCALE, ATTENTION_SCALE, HEAD_SPREAD = 0.05, 0.2, 12.0
+UPPER_SCALE, ATTENTION_SCALE, HEAD_SPREAD = 0.045, 0.1, 12.0
 CHAT_TEMPLATE = (
     "{% for message in messages %}USER: {% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}<image>\n{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
