@@ -23,6 +23,8 @@ HYSTERESIS = 1.03
 TRIAL_ROUNDS = 2
 # The cost that counts is the median of so many last rounds.
 REMEMBERED_ROUNDS = 5
+# How often the limit is thought over: a round of a small model takes no longer than ten such thoughts.
+ROUNDS_A_CHOICE = 8
 # Rounds until the best other limit is timed again; twice as many each time it loses, and so many at least
 # that the trial costs no more than this share of the rounds.
 FIRST_PAUSE_ROUNDS, LAST_PAUSE_ROUNDS = 64, 1024
@@ -61,10 +63,11 @@ class Acceptance:
 
 @dataclass
 class Costs:
-    """What is known of one load. seconds: the last rounds by limit; limit: the one in force."""
+    """What is known of one load. seconds: the last rounds by limit, timed: what they tell; limit: in force."""
 
     limit: int
     seconds: dict[int, deque[float]] = field(default_factory=dict)
+    timed: dict[int, float] = field(default_factory=dict)
     trial: int | None = None
     trial_rounds: int = 0
     trial_s: float = 0.0
@@ -73,19 +76,17 @@ class Costs:
     until_trial: int = FIRST_PAUSE_ROUNDS
 
     def observe(self, limit: int, seconds: float) -> None:
-        self.seconds.setdefault(limit, deque(maxlen=REMEMBERED_ROUNDS)).append(seconds)
-
-    def timed(self, limit: int) -> float:
-        """Of the first rounds the fastest: a twig that has fallen behind reads more in its first."""
-        rounds = self.seconds[limit]
-        return median(rounds) if len(rounds) > TRIAL_ROUNDS else min(rounds)
+        """Of the first rounds the fastest counts: a twig that has fallen behind reads more in its first."""
+        rounds = self.seconds.setdefault(limit, deque(maxlen=REMEMBERED_ROUNDS))
+        rounds.append(seconds)
+        self.timed[limit] = median(rounds) if len(rounds) > TRIAL_ROUNDS else min(rounds)
 
     def cost(self, limit: int, like: Costs | None = None) -> float:
         """Seconds of a round; between two limits that were timed by interpolation.
 
         like: a load whose rounds grow with the limit as these do.
         """
-        known = {timed: self.timed(timed) for timed in self.seconds}
+        known = self.timed
         if limit in known:
             return known[limit]
         if like is not None and like.seconds:
@@ -163,10 +164,11 @@ class Governor:
         if costs.trial is not None:
             self._go_on_trying(costs)
             return
-        self._choose(costs)
         costs.until_trial -= 1
         if costs.until_trial <= 0:
             costs.try_out(self._rival(costs))
+        elif costs.until_trial % ROUNDS_A_CHOICE == 0:
+            self._choose(costs)
 
     def _go_on_trying(self, costs: Costs) -> None:
         costs.trial_rounds -= 1
