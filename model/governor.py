@@ -63,7 +63,7 @@ class Acceptance:
 
 @dataclass
 class Costs:
-    """What is known of one load. seconds: the last rounds by limit, timed: what they say; limit: in force."""
+    """Of one load. seconds: the last rounds by limit; timed: what they tell; limit: the one in force."""
 
     limit: int
     seconds: dict[int, deque[float]] = field(default_factory=dict)
