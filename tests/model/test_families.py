@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from safetensors.torch import load_file, save_file
 
 from model.checkpoint import CheckpointError
 from model.engine import Engine
@@ -222,100 +220,11 @@ def test_sizes_that_do_not_fit_the_pixel_values(family: Family, engine: Engine) 
             engine.add(replace(ask(question, "bad"), images=[], pixel_values=tensors))
 
 
-def renamed(source: Path, target: Path, rename: Callable[[str], str]) -> Path:
-    target.mkdir()
-    for file in source.iterdir():
-        (target / file.name).write_bytes(file.read_bytes())
-    tensors = {rename(name): tensor for name, tensor in load_file(source / "model.safetensors").items()}
-    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
-    return target
-
-
-@pytest.fixture(scope="module")
-def qwen(tmp_path_factory: pytest.TempPathFactory) -> Family:
-    return write_qwen(tmp_path_factory.mktemp("qwen"), replace(SHAPE, seed=9), tied=True)
-
-
-def flatten_config(base: Path) -> None:
-    """As the Hub has it: the decoder's settings at the top, its rotary ones under their old names."""
-    config = json.loads((base / "config.json").read_text())
-    text = config.pop("text_config")
-    rope = text.pop("rope_parameters")
-    text |= {
-        "rope_theta": rope["rope_theta"],
-        "rope_scaling": {"type": "mrope", "mrope_section": rope["mrope_section"]},
-        "use_sliding_window": False,
-        "sliding_window": 32768,
-    }
-    for name in ("layer_types", "model_type", "dtype"):
-        text.pop(name, None)
-    config["vision_config"]["model_type"] = "qwen2_5_vl"
-    (base / "config.json").write_text(json.dumps(text | config))
-
-
-def test_qwen_reads_every_key_layout(qwen: Family, tmp_path: Path) -> None:
-    """The Hub's Qwen2.5-VL-3B has model.layers, visual.blocks and no head of its own."""
-    hub = renamed(
-        qwen.base_path,
-        tmp_path / "hub",
-        lambda name: name.replace("model.language_model.", "model.").replace("model.visual.", "visual."),
-    )
-    flatten_config(hub)
-    now = renamed(
-        qwen.base_path,
-        tmp_path / "now",
-        lambda name: (
-            name
-            if name.startswith("model.language_model.")
-            else name.replace("model.layers", "model.language_model.layers")
-        ),
-    )
-    question = qwen.question(3, *LAYOUTS["wide"])
-    for base in (hub, now):
-        assert any("layers.0." in name for name in load_file(base / "model.safetensors"))
-        (result,) = run(Engine.from_pretrained(base, dtype="float32"), ask(question, "keys"))
-        assert result.token_ids == qwen.generate(question, 12)
-
-
-def test_qwen_shrinks_to_the_operators_limit(qwen: Family) -> None:
-    engine = qwen.engine(max_image_tokens=9)
-    assert engine.card.image_tokens == 9
-    picture = Image.new("RGB", (100, 60), "blue")
-    request = Request("what?", [picture], SamplingParams(max_tokens=2), request_id="small")
-    (result,) = run(engine, request)
-    assert result.error is None
-    assert 4 <= result.image_tokens <= 9
-    (grid,) = result.image_grids
-    assert grid is not None
-    assert grid[0] * grid[1] == result.image_tokens
-
-
-@pytest.mark.parametrize("size", [(1, 300), (2, 390)])
-def test_qwen_refuses_a_strip(qwen: Family, size: tuple[int, int]) -> None:
-    height, width = size
-    request = Request("what?", [Image.new("RGB", (width, height))], request_id="strip")
-    with pytest.raises(RequestError) as raised:
-        qwen.engine().add(request)
-    assert raised.value.param == "images"
-
-
-def test_qwen_wants_words_behind_its_images(qwen: Family) -> None:
-    with pytest.raises(RequestError, match="end in an image"):
-        qwen.engine().add(ask(qwen.question(3, 2, (30, 62)), "bad"))
-
-
 def test_llava_next_ends_in_its_image(tmp_path: Path) -> None:
     family = write_llava_next(tmp_path, SHAPE)
     question = family.question(3, 5, (33, 47))
     (result,) = run(family.engine(), ask(question, "last"))
     assert result.token_ids == family.generate(question, 12)
-
-
-def test_qwen_wants_one_run_of_placeholders_an_image(qwen: Family) -> None:
-    """Two runs of the right sum, in the wrong order: the positions would be those of other patches."""
-    question = qwen.question(3, *LAYOUTS["two of different sizes"])
-    with pytest.raises(RequestError, match="one run an image"):
-        qwen.engine().add(replace(ask(question, "bad"), prompt_token_ids=question.ids[::-1]))
 
 
 def test_llava_next_with_a_mistral_decoder(tmp_path: Path) -> None:
