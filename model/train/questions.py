@@ -5,7 +5,7 @@ counts a second time. And it hangs on two looks, from what the question names (a
 (`matching`) and from where the answer is told at that word, of which neither is learned while the other is
 missing (docs/log.md). So the word named is asked for what the answer tells, its first word and places, sizes,
 colors, nouns, at the end and before the visual tokens are dropped; and one head of the layer behind is led
-to look from before each of these at the word named.
+to look from before each of these at the word named. That head also copies: a noun that the answer repeats.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def asked_and_told(tokenizer: PreTrainedTokenizerFast) -> tuple[tuple[Tensor, Te
 
     nouns, places = word_ids(tokenizer).flatten(), ids({word for place in PLACES for word in place.split()})
     traits = ids((*SIZES, *COLOR_NAMES))
-    return (nouns, torch.cat([places, traits])), (places, torch.cat([nouns, traits]))
+    return (nouns, torch.cat([nouns, places, traits])), (places, torch.cat([nouns, traits]))
 
 
 class Questions:
@@ -59,10 +59,12 @@ class Questions:
         said, answer = (torch.cat(parts) for parts in zip(*found, strict=True))
         if not len(said):
             return total
+        nouns = self.pairs[0][0]
+        repeated = torch.isin(packed.target[answer], nouns) & torch.isin(packed.ids.flatten()[said], nouns)
+        named, told = said[~repeated], packed.target[answer[~repeated]]
         before = self.vlm.model.language_model.norm(self._states).flatten(0, 1)
         for states in (hidden, before):
-            told = self.vlm.lm_head(states[said])
-            total = total + EARLY_WEIGHT * F.cross_entropy(told, packed.target[answer])
+            total = total + EARLY_WEIGHT * F.cross_entropy(self.vlm.lm_head(states[named]), told)
         return total + FETCH_WEIGHT * self._fetch(packed, said, packed.target_at[answer])
 
     def _fetch(self, packed: Packed, said: Tensor, last: Tensor) -> Tensor:

@@ -111,7 +111,8 @@ def test_what_a_question_names_is_asked_for_what_its_answer_tells(tokenizer: Pre
         return list(zip(*names, strict=True))
 
     of_nouns, of_places = asked_and_told(tokenizer)
-    assert pairs(*of_nouns) == [("dog", "No"), ("cat", "At"), ("cat", "top"), ("cat", "left")] * 2
+    repeated = ("dog", "dog")
+    assert pairs(*of_nouns) == [("dog", "No"), repeated, ("cat", "At"), ("cat", "top"), ("cat", "left")] * 2
     assert pairs(*of_places) == [("left", "A"), ("left", "small"), ("left", "cat")] * 2
     starts = packed.target[packed.starts].tolist()
     assert tokenizer.convert_ids_to_tokens(starts) == ["ĠOne", "ĠNo", "ĠAt", "ĠA"] * 2
