@@ -173,8 +173,9 @@ class LayerGroup:
 
     def _causal_mask(self, before: int, width: int) -> Tensor:
         """A view into one mask of this group: its last columns are those of any shorter history."""
-        if self._mask.shape[0] < width or self._mask.shape[1] < self.capacity + width:
-            rows = max(width, self._mask.shape[0])
+        rows, columns = self._mask.shape
+        if rows < width or columns - rows < self.capacity:
+            rows = max(width, rows)
             self._mask = causal_mask(self.capacity, rows, self.slab.dtype, self.slab.device)
         columns = self._mask.shape[1] - self._mask.shape[0]
         return self._mask[:width, columns - before : columns + width]

@@ -177,6 +177,10 @@ class Engine:
         if self.has_work():
             raise RuntimeError("next_logits needs an engine without work")
         prompt = self._admission.prompt(request)
+        length, limit = len(prompt.token_ids) + len(prompt.resume_token_ids), self._limits.max_model_len
+        if length > limit:
+            told = f"prompt and answer so far have {length} tokens, the model takes {limit}"
+            raise RequestError(told, param="resume_token_ids")
         self._entrance.make_room([prompt.kv])
         return self._runner.next_logits(prompt, self._runner.encode(prompt))
 

@@ -11,7 +11,8 @@ from model.generation import Generation
 from model.governor import Governor
 from model.runner import Row, RowOutcome, Runner
 
-# A twig that has missed more tokens than this, over all rows, stays out of the rest of the answer.
+# A twig that has missed more tokens than this, over all rows, stays out of the rest of the answer; the last
+# draft of a round that was accepted whole is missed by each.
 CATCH_UP_TOKENS = 32
 
 
@@ -22,7 +23,7 @@ class Rounds:
         self.runner, self.governor = runner, governor
 
     def __call__(self, running: Sequence[Generation]) -> list[RowOutcome]:
-        most, catch_up = self.runner.draft_tokens, CATCH_UP_TOKENS // len(running)
+        most, catch_up = self.runner.draft_tokens, max(1, CATCH_UP_TOKENS // len(running))
         budgets = [generation.budget(most, catch_up) for generation in running]
         governor = self.governor if any(budgets) else None
         limit = governor.begin(len(running), self.runner.held_tokens) if governor else most

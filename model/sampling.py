@@ -102,7 +102,9 @@ def settle(p: Tensor, q: Tensor, guesses: Tensor, accept: Tensor, resample: Tens
     A resampled token is never the guess: where that is rejected q is above p, and the residual is zero.
     """
     at = guesses[:, None]
-    rejected = (accept * q.gather(1, at)[:, 0] >= p.gather(1, at)[:, 0]).nonzero()[:, 0]
+    # A twig whose logits are no numbers is believed in nothing.
+    accepted = accept * q.gather(1, at)[:, 0] < p.gather(1, at)[:, 0]
+    rejected = (~accepted).nonzero()[:, 0]
     if not len(rejected):
         return guesses
     p, q = p[rejected], q[rejected]

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -58,14 +59,20 @@ def library_name(of_level: str) -> str:
 
 
 def cache_directory() -> Path:
-    return Path.home() / ".cache" / "twigserve"
+    """Raises BuildError for a user without a home."""
+    try:
+        return Path.home() / ".cache" / "twigserve"
+    except RuntimeError as error:
+        raise BuildError(str(error)) from error
 
 
 def find(of_level: str | None = None) -> Path | None:
+    """Raises BuildError where there is no telling."""
     name = library_name(of_level or level())
-    for directory in (PREBUILT, cache_directory()):
-        if (directory / name).is_file() and _only_ours(directory):
-            return directory / name
+    for directory in (lambda: PREBUILT, cache_directory):
+        path = directory() / name
+        if path.is_file() and _only_ours(path.parent):
+            return path
     return None
 
 
@@ -123,12 +130,14 @@ def find_or_compile() -> Path | None:
     try:
         return find(own) or compile_to(cache_directory())
     except (BuildError, OSError) as error:
+        reason = error
+    with suppress(BuildError, OSError):
         for of_level in lower:
             if (path := find(of_level)) is not None:
-                log.info("native kernels for %s instead of %s: %s", of_level, own, error)
+                log.info("native kernels for %s instead of %s: %s", of_level, own, reason)
                 return path
-        log.warning("no native kernels, decoding will be slower: %s", error)
-        return None
+    log.warning("no native kernels, decoding will be slower: %s", reason)
+    return None
 
 
 def obtainable() -> str | None:

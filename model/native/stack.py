@@ -26,7 +26,7 @@ QUANTIZED_ROWS = 128  # at a time, as floats
 def supports(shape: DecoderShape, dtype: torch.dtype, device: torch.device) -> bool:
     """Pairs of inputs are stored together, so every product needs an even number of them."""
     even = not (shape.hidden % 2 or shape.intermediate % 2 or shape.head_dim % 2)
-    return device.type == "cpu" and dtype in DTYPES and even
+    return device.type == "cpu" and dtype in DTYPES and even and shape.heads % shape.kv_heads == 0
 
 
 def interleaved(gate_up: Tensor, lanes: int) -> Tensor:
@@ -107,6 +107,18 @@ class NativeStack:
         part.depth, part.group, part.first = depth, group, 0
         return part
 
+    def _check(
+        self, x: Tensor, cis: Tensor, slots: Sequence[int], starts: Sequence[int], widths: Sequence[int]
+    ) -> None:
+        """The kernels believe what they are given."""
+        rows, group = sum(widths), self.group
+        fits = x.shape == (rows, self._shape.hidden) and cis.shape == (rows, 1, self._shape.head_dim // 2)
+        if not (rows and fits and min(starts) >= 0 and max(slots) < len(group.lengths)):
+            raise ValueError(
+                f"states {tuple(x.shape)} and angles {tuple(cis.shape)} do not fit {rows} tokens of slots "
+                f"{list(slots)} from {list(starts)}"
+            )
+
     def _run(
         self,
         x: Tensor,
@@ -120,6 +132,7 @@ class NativeStack:
     ) -> Tensor:
         group, x, cis = self.group, x.to(torch.float32, copy=True).contiguous(), cis.contiguous()
         starts = group.starts(slots, offsets)
+        self._check(x, cis, slots, starts, widths)
         group.reserve(max(start + width for start, width in zip(starts, widths, strict=True)))
         slab = group.slab
         layer_stride, slot_stride, head_stride, _, _ = slab.stride()
@@ -145,10 +158,17 @@ class NativeStack:
 
 
 def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """[inputs, outputs] as int8, symmetric, and what each column was divided by, float32 [outputs]."""
-    scales = (weight.abs().amax(0).float() / 127).clamp_min(torch.finfo(torch.float32).tiny)
+    """[inputs, outputs] as int8, symmetric, and what each column was divided by, float32 [outputs].
+
+    Raises ValueError where a weight is no number.
+    """
+    bands = weight.split(QUANTIZED_ROWS)
+    largest = torch.stack([rows.abs().amax(0) for rows in bands]).amax(0).float()
+    if not largest.isfinite().all():
+        raise ValueError("the twig's head has weights that are not finite")
+    scales = (largest / 127).clamp_min(torch.finfo(torch.float32).tiny)
     whole = torch.empty(weight.shape, dtype=torch.int8)
-    for rows, to in zip(weight.split(QUANTIZED_ROWS), whole.split(QUANTIZED_ROWS), strict=True):
+    for rows, to in zip(bands, whole.split(QUANTIZED_ROWS), strict=True):
         to.copy_((rows.float() / scales).round_())
     return whole, scales
 
@@ -157,7 +177,8 @@ class NativeHead:
     """See `model.stack.LogitHead`.
 
     drafts_only: its tokens are verified by another, so its weights may be half as many bytes: where they are
-    bf16 they become integers. What is drafted may differ for it, what is answered does not.
+    bf16 they become integers. What is drafted may differ for it; what is answered does not, or, where it is
+    drawn by lot, has the same distribution.
     """
 
     def __init__(self, library: Library, head: Head, eps: float, *, drafts_only: bool = False) -> None:

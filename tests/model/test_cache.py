@@ -132,6 +132,20 @@ def test_steps_of_one_round_see_each_other() -> None:
     assert group.lengths == [3, 1, 2]
 
 
+def test_a_mask_made_before_the_slab_grew_is_not_cut_short() -> None:
+    """One for many new tokens is as wide as one for few behind a longer history, and has less of it."""
+    group = new_group(1)
+    group.lengths[0] = 1
+    group.window([0], [GROWTH_TOKENS + 2])
+    group.lengths[0], history = 0, 2 * GROWTH_TOKENS + 2
+    group.window([0], [history]).write(0, filled([float(at) for at in range(history)]))
+    group.lengths[0] = history
+    window = group.window([0], [2])
+    window.write(0, filled([-1.0, -2.0]))
+    before = [float(at) for at in range(history)]
+    assert seen(window, 0) == [[*before, -1.0], [*before, -1.0, -2.0]]
+
+
 def test_the_slab_grows_in_steps_and_keeps_what_it_holds() -> None:
     group = new_group(1)
     group.window([0], [2]).write(1, filled([1.0, 1.0]))

@@ -128,7 +128,7 @@ def test_bf16_equals_float32_but_for_rounding(library: Library, head_dim: int, w
     widths=st.lists(st.integers(1, 14), min_size=1, max_size=SLOTS),
     threads=st.sampled_from([1, 2, 3]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
-    shape=st.sampled_from(SHAPES[2:]),
+    shape=st.sampled_from(SHAPES),
 )
 def test_a_row_has_the_same_bits_in_every_company(
     widths: list[int], threads: int, dtype: torch.dtype, shape: DecoderShape
@@ -193,6 +193,43 @@ def test_a_head_that_only_drafts_has_integers(library: Library, shape: DecoderSh
     torch.testing.assert_close(torch.tensor(probabilities), expected, rtol=1e-4, atol=1e-5)
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"vocabulary{shape.vocabulary}")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("drafts_only", [False, True])
+def test_a_heads_row_has_the_same_bits_in_every_company(
+    library: Library, shape: DecoderShape, dtype: torch.dtype, drafts_only: bool
+) -> None:
+    draw = torch.Generator().manual_seed(8)
+    weight = torch.randn(shape.vocabulary, shape.hidden, generator=draw).to(dtype)
+    head = Head(torch.ones(shape.hidden, dtype=dtype), weight, shape)
+    native = NativeHead(library, head, shape.norm_eps, drafts_only=drafts_only)
+    x = torch.randn(14, shape.hidden, generator=draw)
+    alone = torch.cat([native(row[None]) for row in x])
+    for rows in range(2, 15):
+        assert torch.equal(native(x[:rows]), alone[:rows])
+
+
+def test_weights_that_are_no_numbers_are_told(library: Library) -> None:
+    weight = torch.ones(SHAPES[1].vocabulary, SHAPES[1].hidden, dtype=torch.bfloat16)
+    weight[7, 3] = torch.inf
+    head = Head(torch.ones(SHAPES[1].hidden, dtype=torch.bfloat16), weight, SHAPES[1])
+    with pytest.raises(ValueError, match="not finite"):
+        NativeHead(library, head, 1e-5, drafts_only=True)
+
+
+@torch.inference_mode()
+def test_kernels_are_given_what_fits_alone(library: Library) -> None:
+    """Angles cut short at the end of their table were read beyond it."""
+    pair = Pair(library, SHAPES[1], torch.float32, [5] * SLOTS)
+    x, cis = pair.inputs([0, 1], [2, 3])
+    for states, angles, slots in ((x, cis[:4], [0, 1]), (x[:4], cis, [0, 1]), (x, cis, [0, SLOTS])):
+        with pytest.raises((ValueError, IndexError)):
+            pair.native(states, angles, slots, [2, 3])
+    with pytest.raises(ValueError, match="do not fit"):
+        pair.native(x, cis, [0, 1], [2, 3], offsets=-6)
+
+
 def test_a_head_that_only_drafts_stays_exact_in_float32(library: Library) -> None:
     shape = SHAPES[1]
     weight = torch.randn(shape.vocabulary, shape.hidden, generator=torch.Generator().manual_seed(7))
@@ -231,6 +268,7 @@ def test_what_it_does_not_take_goes_to_torch(tame: World) -> None:
     assert supports(shape, torch.bfloat16, CPU)
     assert not supports(shape, torch.float16, CPU)
     assert not supports(DecoderShape(24, 23, 3, 3, 8, 1e-5, 77), torch.float32, CPU)
+    assert not supports(DecoderShape(24, 22, 3, 2, 8, 1e-5, 77), torch.float32, CPU)
     assert tame.engine(kernels="torch").kernels == "torch"
 
 
@@ -247,6 +285,20 @@ def test_without_a_compiler_torch_does_the_work(
     assert engine.kernels == "torch"
     prompt = tame.prompt(1, 5, IMAGE, 3)
     assert run(engine, ask(prompt))[0].token_ids == run(tame.engine(), ask(prompt))[0].token_ids
+
+
+def test_a_user_without_a_home_gets_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("could not determine home directory")
+
+    monkeypatch.setattr(build, "PREBUILT", tmp_path)
+    monkeypatch.setattr(build.Path, "home", homeless)
+    monkeypatch.setattr(build, "levels", lambda: ["AVX512", "AVX2"])
+    assert build.find_or_compile() is None
+    assert build.obtainable() is None
+    tmp_path.chmod(0o700)
+    (tmp_path / build.library_name("AVX2")).write_bytes(b"")
+    assert build.find_or_compile() == tmp_path / build.library_name("AVX2")
 
 
 def test_a_library_that_others_may_have_written_is_not_loaded(

@@ -143,6 +143,12 @@ def test_a_rejected_guess_never_comes_back(seed: int) -> None:
     assert torch.equal(settle(p, q, guesses, accept, resample) == guesses, taken)
 
 
+def test_a_twig_whose_logits_are_no_numbers_is_not_believed() -> None:
+    p, q = torch.tensor([[0.97, 0.03, 0.0]]), torch.full((1, 3), torch.nan)
+    half = torch.tensor([0.5], dtype=torch.float64)
+    assert settle(p, q, torch.tensor([2]), half, half).tolist() == [0]
+
+
 def test_nothing_left_of_the_residual_falls_back_to_p() -> None:
     """q above p by rounding alone, at the one token there is."""
     p, q = torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0, 1.0 + 1e-6]])

@@ -14,6 +14,7 @@ import model.runner
 from model.cache import Cache, LayerGroup
 from model.engine import Engine
 from model.examination import NEAR_TIE, examine
+from model.request import RequestError
 from model.runner import Runner
 from model.verify import VerifyConfig, verify
 from service.bundled import sample_pictures
@@ -146,6 +147,14 @@ def test_the_parting_is_measured_on_the_right_logits(tame: World) -> None:
             assert logits.dtype == torch.float32
             assert int(logits.argmax()) == tokens[length]
     engine.check_integrity()
+
+
+def test_more_than_the_model_takes_has_no_next_token(tame: World) -> None:
+    engine = tame.engine(max_model_len=40)
+    asked = ask(tame.prompt(3, 4, IMAGE, 5), "a", max_tokens=2, resume=(7,) * 40)
+    with pytest.raises(RequestError, match="the model takes 40") as raised:
+        engine.next_logits(asked)
+    assert raised.value.param == "resume_token_ids"
 
 
 def test_what_does_not_load_is_a_failed_check(tame: World) -> None:
