@@ -90,8 +90,10 @@ class RunningJob:
 
     @property
     def engine_id(self) -> str:
-        """Unique to the attempt: a worker may meet its own lapsed job again."""
-        return f"{self.lease.job_id}#{self.lease.attempt}"
+        """Unique to the claim: a worker may meet its own lapsed job again, and attempts are counted anew
+        where the broker has lost its data.
+        """
+        return f"{self.lease.job_id}#{self.lease.attempt}#{self.lease.run}"
 
     @property
     def resumed(self) -> tuple[int, ...]:
