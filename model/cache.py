@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from model.memory import Slabs
+from model.memory import ByGroup, Slabs
 from model.pages import zeros
 
 GROUPS = ("full", "kept", "text")
@@ -213,6 +213,12 @@ class Cache:
             raise RuntimeError("no free slot in the cache")
         self.taken += 1
         return self.taken - 1
+
+    @property
+    def held(self) -> Slabs:
+        """What every group has: all the same, but where memory ran out in the middle of `hold`."""
+        capacity = ByGroup(*(group.capacity for group in self.groups))
+        return Slabs(min(group.slots for group in self.groups), capacity)
 
     @torch.inference_mode()
     def hold(self, slabs: Slabs) -> None:
