@@ -43,7 +43,7 @@ class TensorFiles:
 
 
 def tensor_paths(directory: Path) -> list[Path]:
-    """The one file, or the shards that the index names: transformers' order, which reads the rest of a base."""
+    """The one file, else the shards that the index names: in transformers' order, which reads the rest."""
     index = directory / INDEX_FILE
     if (directory / WEIGHTS_FILE).exists() or not index.exists():
         return [directory / WEIGHTS_FILE]

@@ -132,3 +132,22 @@ def test_memory_that_cannot_be_had_ends_the_first_in_line_alone(
     assert traces["a2"].token_ids == expected[0]
     assert not running or traces["b"].token_ids == expected[1]
     assert [result.token_ids for result in run(engine, asked("a", 4), asked("b", 30))] == expected
+
+
+def test_an_interrupt_leaves_an_engine_without_work(
+    tame: World, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After Ctrl-C `generate` found the last call's requests in the engine and refused every other one."""
+    calls, work = iter(range(100)), engine._runner.round
+
+    def interrupted(rows: Any) -> Any:
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+        return work(rows)
+
+    monkeypatch.setattr(engine._runner, "round", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        engine.generate(crowd(tame))
+    assert not engine.has_work()
+    assert {result.finish_reason for result in engine.generate(crowd(tame))} <= {"stop", "length"}
+    sound(tame, engine)

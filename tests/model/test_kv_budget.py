@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
+import torch
 
 from model.engine import Engine, EngineConfig, EngineStats
 from model.generation import Prompt
@@ -153,3 +154,22 @@ def test_what_waits_for_memory_waits_in_the_queue(tame: World) -> None:
     for result in results:
         assert result.ttft_s == result.queue_s + result.encode_s
     assert results[1].queue_s >= 59.0
+
+
+def test_next_logits_stay_in_the_budget(tame: World) -> None:
+    """Room was made for max_tokens, however long the answer so far: the slabs grew behind the budget."""
+    prompt = tame.prompt(1, 20, IMAGE, 4)
+
+    def asked(answer: int) -> Request:
+        return ask(prompt, max_tokens=1, retained=8, resume=[20 + index % 50 for index in range(answer)])
+
+    plain = tame.engine(governor=False)
+    fitting = plain._admission.prompt(ask(prompt, max_tokens=100, retained=8)).kv
+    engine = tame.engine(kv_cache_bytes=plain._memory.least_bytes(fitting), max_batch=4)
+    limit = engine.stats().kv_bytes_capacity
+    assert torch.equal(engine.next_logits(asked(90)), plain.next_logits(asked(90)))
+    assert engine.stats().kv_bytes_allocated <= limit
+    with pytest.raises(RequestError, match=f"there are {limit}") as raised:
+        engine.next_logits(asked(180))
+    assert raised.value.param == "resume_token_ids"
+    assert engine.stats().kv_bytes_allocated <= limit

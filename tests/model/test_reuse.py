@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 from hypothesis import given
-from PIL import Image
 from hypothesis import strategies as st
+from PIL import Image
 
 from model.engine import Engine
 from model.request import Request
