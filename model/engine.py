@@ -271,7 +271,10 @@ class Engine:
             return
         now = self._clock()
         for generation, outcome in zip(running, outcomes, strict=True):
-            self._emit(generation, outcome, now)
+            if outcome.overflowed:
+                generation.fail(OverflowError(f"the model's states are not finite in {self.dtype}"))
+            else:
+                self._emit(generation, outcome, now)
         for slot in reversed(range(len(running))):
             if running[slot].finish_reason is not None:
                 self._leave(slot)
