@@ -59,7 +59,6 @@ def refused(engine: Engine, request: Request) -> RequestError:
         ("history", (Turn("user", "Hello", images=-1),)),
         ("history", (Turn("system", "Hello"),)),  # type: ignore[arg-type]
     ],
-    ids=repr,
 )
 def test_a_field_that_is_not_of_its_kind(engine: Engine, field: str, value: Any) -> None:
     """These were a TypeError, a UnicodeEncodeError, an AttributeError; a ZeroDivisionError of the picture of
