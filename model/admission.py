@@ -6,68 +6,21 @@ Knows a family's prompt format only through the adapter; runs nothing on the dev
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
-from numbers import Real
+from dataclasses import replace
 from operator import index
 from typing import TYPE_CHECKING, Any
 
+from model.checks import check_request
 from model.config import TwigConfig
 from model.generation import Prompt
 from model.limits import Limits
 from model.memory import ByGroup, KvBudget, kv_tokens
-from model.pruning import kept_budget, retained_average, share_of
-from model.randomness import MAX_SEED
-from model.request import Request, RequestError, SamplingParams
-
-# What one answer can be searched for without slowing a round down.
-MAX_STOPS = 16
-MAX_STOP_CHARS = 256
+from model.pruning import kept_budget, nearest_legal, retained_average, share_of
+from model.request import Request, RequestError
 
 if TYPE_CHECKING:
     from model.adapters.base import Adapter, Footprint, Pixels
-
-
-def _is_int(value: Any, low: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= low
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def _are_stops(stops: Any) -> bool:
-    # A lone string is a sequence of strings as well: of its characters.
-    if not isinstance(stops, list | tuple) or len(stops) > MAX_STOPS:
-        return False
-    return all(isinstance(stop, str) and 1 <= len(stop) <= MAX_STOP_CHARS for stop in stops)
-
-
-def check_sampling(sampling: SamplingParams) -> None:
-    """Under temperature 0 top_p, top_k and seed have no effect, as everywhere."""
-    checks = (
-        ("max_tokens", _is_int(sampling.max_tokens, 1), "must be an integer of at least 1"),
-        (
-            "temperature",
-            _is_number(sampling.temperature) and 0 <= sampling.temperature < math.inf,
-            "must be a finite number and not negative",
-        ),
-        ("top_p", _is_number(sampling.top_p) and 0 < sampling.top_p <= 1, "must be a number in (0, 1]"),
-        ("top_k", _is_int(sampling.top_k, 0), "must be an integer of at least 0"),
-        (
-            "seed",
-            sampling.seed is None or (_is_int(sampling.seed, 0) and sampling.seed <= MAX_SEED),
-            f"must be None or an integer in 0..{MAX_SEED}",
-        ),
-        (
-            "stop",
-            _are_stops(sampling.stop),
-            f"must be at most {MAX_STOPS} strings of 1 to {MAX_STOP_CHARS} characters",
-        ),
-    )
-    for name, good, rule in checks:
-        if not good:
-            raise RequestError(f"{name} {rule} (got {getattr(sampling, name)!r})", param=name)
 
 
 class Admission:
@@ -78,7 +31,7 @@ class Admission:
         self.memory = memory
 
     def prompt(self, request: Request) -> Prompt:
-        check_sampling(request.sampling)
+        check_request(request)
         if request.sampling.stop and self.adapter.decode is None:
             raise RequestError("stop needs a checkpoint with a tokenizer", param="stop")
         pixels, footprints = self._pictures(request)
@@ -102,6 +55,20 @@ class Admission:
             positions=self.adapter.positions(token_ids, footprints),
         )
 
+    def prompt_so_far(self, request: Request) -> Prompt:
+        """For what follows resume_token_ids: with memory for all of them, however small max_tokens is."""
+        prompt = self.prompt(request)
+        resumed = len(prompt.resume_token_ids)
+        length, limit = len(prompt.token_ids) + resumed, self.limits.max_model_len
+        if length > limit:
+            told = f"prompt and answer so far have {length} tokens, the model takes {limit}"
+            raise RequestError(told, param="resume_token_ids")
+        kv = prompt.kv.longer(max(0, resumed + 1 - request.sampling.max_tokens))
+        if not self.memory.fits_alone(kv):
+            told = f"prompt and answer so far need {self.memory.least_bytes(kv)} bytes of KV cache, "
+            raise RequestError(f"{told}but there are {self.memory.limit_bytes}", param="resume_token_ids")
+        return replace(prompt, kv=kv)
+
     def _pictures(self, request: Request) -> tuple[Pixels | None, list[Footprint]]:
         if request.pixel_values is not None:
             if request.images:
@@ -109,14 +76,7 @@ class Admission:
             pixels = self.adapter.take_pixels(request.pixel_values)
             self._within_limit(len(pixels.sizes), "pixel_values")
             return pixels, self.adapter.footprints(pixels)
-        if not isinstance(request.images, list | tuple):
-            raise RequestError(f"images must be a list, not {type(request.images).__name__}", param="images")
         self._within_limit(len(request.images), "images")
-        for number, image in enumerate(request.images):
-            if not _is_picture(image):
-                raise RequestError(
-                    f"image {number} is neither a PIL image nor uint8 [H, W, 3]", param="images"
-                )
         return None, self.adapter.footprints(request.images)
 
     def _within_limit(self, images: int, param: str) -> None:
@@ -127,8 +87,6 @@ class Admission:
 
     def _token_ids(self, request: Request, images: int) -> list[int]:
         if request.prompt_token_ids is None:
-            if not isinstance(request.prompt, str):
-                raise RequestError(f"prompt must be text, not {request.prompt!r}", param="prompt")
             return self.adapter.prompt_token_ids(request.prompt, images, request.history)
         ids = self._ids(request.prompt_token_ids, "prompt_token_ids")
         if not ids:
@@ -194,7 +152,6 @@ class Admission:
 
     def _budget(self, request: Request, image_tokens: int, images: int) -> tuple[int, float]:
         """R' and the average over all layers that it gives; both M where nothing is pruned."""
-        self._check_retained(request)
         everything = image_tokens, float(image_tokens)
         retained = request.retained_tokens
         if self.twig is None:
@@ -203,36 +160,16 @@ class Admission:
                     f"retained_tokens {retained} does not lie in 0..{image_tokens}", param="retained_tokens"
                 )
             return everything
-        fork, drop = self.twig.fork_layer, self.twig.drop_layer
+        shape = self.layers, image_tokens, self.twig.fork_layer, self.twig.drop_layer
         if request.retained_share is not None:
-            retained = share_of(request.retained_share, self.layers, image_tokens, fork, drop)
+            retained = share_of(request.retained_share, *shape)
         elif retained is None:
             default = self.limits.default_retained
-            # Where M differs from image to image there is no other default.
-            retained = image_tokens if default == self.adapter.image_tokens else default * images
+            # Where M differs from image to image there is no other default. One that is legal for an image
+            # may be a little too small for several: R' is rounded up once, not once an image.
+            whole = default == self.adapter.image_tokens
+            retained = nearest_legal(image_tokens if whole else default * images, *shape)
         if retained == image_tokens:
             return everything
-        kept = kept_budget(retained, self.layers, image_tokens, fork, drop)
-        return kept, retained_average(kept, self.layers, image_tokens, fork, drop)
-
-    def _check_retained(self, request: Request) -> None:
-        retained, share = request.retained_tokens, request.retained_share
-        if retained is not None and (not isinstance(retained, int) or isinstance(retained, bool)):
-            raise RequestError(
-                f"retained_tokens must be a whole number, not {retained!r}", param="retained_tokens"
-            )
-        if share is None:
-            return
-        if retained is not None:
-            raise RequestError("give retained_tokens or retained_share, not both", param="retained_share")
-        if not 0 < share <= 1:
-            raise RequestError(f"retained_share must lie in (0, 1] (got {share!r})", param="retained_share")
-
-
-def _is_picture(image: Any) -> bool:
-    if hasattr(image, "convert"):  # PIL
-        return True
-    shape: tuple[int, ...] = getattr(image, "shape", ())
-    return (
-        len(shape) == 3 and shape[2] == 3 and 0 not in shape and str(getattr(image, "dtype", "")) == "uint8"
-    )
+        kept = kept_budget(retained, *shape)
+        return kept, retained_average(kept, *shape)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from model.memory import Slabs
+from model.memory import ByGroup, Slabs
 from model.pages import zeros
 
 GROUPS = ("full", "kept", "text")
@@ -191,6 +191,16 @@ class LayerGroup:
         self.slab[:, slot, :, :tokens] = rows
         self.lengths[slot] = tokens
 
+    def wipe(self, slot: int, start: int = 0) -> None:
+        """What a slot holds from a token on must not reach who is there next. It would be masked, but what
+        has overflowed is no number, and stays none with a mask added. Only float16 overflows."""
+        if self.slab.dtype == torch.float16:
+            self.slab[:, slot, :, start:].zero_()
+
+    def free(self, slot: int) -> None:
+        self.lengths[slot] = 0
+        self.wipe(slot)
+
     def move(self, source: int, target: int) -> None:
         length = self.lengths[source]
         self.slab[:, target, :, :length] = self.slab[:, source, :, :length]
@@ -214,6 +224,12 @@ class Cache:
         self.taken += 1
         return self.taken - 1
 
+    @property
+    def held(self) -> Slabs:
+        """What every group has: all the same, but where memory ran out in the middle of `hold`."""
+        capacity = ByGroup(*(group.capacity for group in self.groups))
+        return Slabs(min(group.slots for group in self.groups), capacity)
+
     @torch.inference_mode()
     def hold(self, slabs: Slabs) -> None:
         """Slabs of this size; those that run keep their tokens. Group after group, as the plan reckons."""
@@ -229,8 +245,9 @@ class Cache:
         last = self.taken - 1
         for group in self.groups:
             if slot != last:
+                group.wipe(slot)
                 group.move(last, slot)
-            group.lengths[last] = 0
+            group.free(last)
         self.taken = last
         return last
 
@@ -239,14 +256,20 @@ class Cache:
         for group in self.groups:
             group.lengths[slot] += tokens
 
+    def wipe_beyond(self, slot: int) -> None:
+        for group in self.groups:
+            group.wipe(slot, group.lengths[slot])
+
     def set_lengths(self, slot: int, full: int, kept: int, text: int) -> None:
         for group, length in zip(self.groups, (full, kept, text), strict=True):
             group.lengths[slot] = length
 
+    @torch.inference_mode()
     def clear(self) -> None:
         self.taken = 0
         for group in self.groups:
-            group.lengths = [0] * group.slots
+            for slot in range(group.slots):
+                group.free(slot)
 
     def allocated_bytes(self) -> int:
         return sum(group.slab.nbytes for group in self.groups)

@@ -16,9 +16,28 @@ ImageFit = Literal["pad"]
 Kernels = Literal["auto", "torch"]
 
 
+# The whole numbers of `EngineConfig` and the least that each may be; those that are never None.
+LEAST = {
+    "max_batch": 1,
+    "max_model_len": 1,
+    "kv_cache_bytes": 1,
+    "image_cache_bytes": 0,
+    "max_images": 1,
+    "draft_tokens": 0,
+    "max_image_tokens": 1,
+    "threads": 1,
+}
+ALWAYS = ("max_batch", "image_cache_bytes", "max_images")
+
+
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
+
+
+def _check_threshold(value: float) -> None:
+    _require(type(value) in (int, float), f"draft_threshold must be a number, not {value!r}")
+    _require(0.0 <= value <= 1.0, f"draft_threshold must lie in 0..1, not {value}")
 
 
 @dataclass(frozen=True)
@@ -54,27 +73,22 @@ class EngineConfig:
     scorer: str = "ttp"
 
     def __post_init__(self) -> None:
-        _require(self.max_batch >= 1, f"max_batch must be at least 1, not {self.max_batch}")
-        _require(self.max_images >= 1, f"max_images must be at least 1, not {self.max_images}")
-        for name in ("max_model_len", "max_image_tokens", "kv_cache_bytes", "threads"):
+        for name, least in LEAST.items():
             value = getattr(self, name)
-            _require(value is None or value >= 1, f"{name} must be at least 1, not {value}")
+            if value is None and name not in ALWAYS:
+                continue
+            _require(type(value) is int, f"{name} must be a whole number, not {value!r}")
+            _require(value >= least, f"{name} must be at least {least}, not {value}")
+        _require(type(self.governor) is bool, f"governor must be True or False, not {self.governor!r}")
+        for tier, retained in (self.quality or {}).items():
+            _require(type(retained) is int, f"quality {tier!r} must be a whole number, not {retained!r}")
         _require(self.image_fit in (None, "pad"), f'image_fit must be None or "pad", not {self.image_fit!r}')
         _require(
             self.kernels in ("auto", "torch"), f'kernels must be "auto" or "torch", not {self.kernels!r}'
         )
         _require(self.scorer in SCORERS, f"scorer must be one of {', '.join(SCORERS)}, not {self.scorer!r}")
-        _require(
-            self.image_cache_bytes >= 0,
-            f"image_cache_bytes must not be negative, not {self.image_cache_bytes}",
-        )
-        if self.draft_tokens is not None:
-            _require(self.draft_tokens >= 0, f"draft_tokens must not be negative, not {self.draft_tokens}")
         if self.draft_threshold is not None:
-            _require(
-                0.0 <= self.draft_threshold <= 1.0,
-                f"draft_threshold must lie in 0..1, not {self.draft_threshold}",
-            )
+            _check_threshold(self.draft_threshold)
 
 
 @dataclass(frozen=True)
@@ -102,10 +116,6 @@ class TwigConfig:
             self.retained_tokens is None or type(self.retained_tokens) is int,
             f"retained_tokens must be null or a whole number, not {self.retained_tokens!r}",
         )
-        _require(
-            type(self.draft_threshold) in (int, float),
-            f"draft_threshold must be a number, not {self.draft_threshold!r}",
-        )
         _require(self.fork_layer >= 0, f"fork_layer must not be negative, not {self.fork_layer}")
         _require(self.twig_layers >= 1, f"twig_layers must be at least 1, not {self.twig_layers}")
         _require(
@@ -113,10 +123,7 @@ class TwigConfig:
             f"drop_layer ({self.drop_layer}) must be above fork_layer ({self.fork_layer})",
         )
         _require(self.draft_tokens >= 0, f"draft_tokens must not be negative, not {self.draft_tokens}")
-        _require(
-            0.0 <= self.draft_threshold <= 1.0,
-            f"draft_threshold must lie in 0..1, not {self.draft_threshold}",
-        )
+        _check_threshold(self.draft_threshold)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -10,6 +10,9 @@ from collections.abc import Callable, Sequence
 
 Decode = Callable[[Sequence[int]], str]
 UNFINISHED = "\ufffd"
+# Of so many tokens without a whole character the first are given out as they are: the longest character has
+# four bytes, and a token has one at least.
+MOST_HELD, LONGEST_CHARACTER = 16, 4
 
 
 class Detokenizer:
@@ -17,6 +20,8 @@ class Detokenizer:
 
     Decodes a short window, not the whole answer: tokens since the last complete piece, with the tokens
     of that piece before them, because some tokenizers drop a leading space at the start of a text.
+    The window stays short whatever the tokens are: those that are no text are forgotten, and bytes that
+    never become a character are not held for ever.
     """
 
     def __init__(self, decode: Decode | None) -> None:
@@ -43,15 +48,31 @@ class Detokenizer:
 
     def _push(self, decode: Decode, token: int) -> str:
         self._tokens.append(token)
-        return self._complete(decode, last=False)
+        piece = self._complete(decode, last=False)
+        if not piece and not decode([token, token]):
+            # A special token. Twice, because a lone space at the start of a text is no text either.
+            self._tokens.pop()
+            self._given = min(self._given, len(self._tokens))
+        return piece
 
     def _complete(self, decode: Decode, last: bool) -> str:
         before = decode(self._tokens[self._window : self._given])
         now = decode(self._tokens[self._window :])
-        if now.endswith(UNFINISHED) and not last:
+        if last or not now.endswith(UNFINISHED):
+            return self._give(before, now, len(self._tokens))
+        if len(self._tokens) - self._given < MOST_HELD:
             return ""
+        settled = len(self._tokens) - LONGEST_CHARACTER
+        head = decode(self._tokens[self._window : settled])
+        # The last character may still become another one; what stands before it may not.
+        if not (now.startswith(head) and len(before) < len(head) < len(now)):
+            return ""
+        return self._give(before, head, settled)
+
+    def _give(self, before: str, now: str, tokens: int) -> str:
+        """now: the window's text up to so many tokens."""
         if len(now) > len(before):
-            # Only a piece with text moves the window: a skipped special token is no context.
+            # Only a piece with text moves the window: what adds none is no context.
             self._window = self._given
-        self._given = len(self._tokens)
+        self._given = tokens
         return now[len(before) :]

@@ -117,18 +117,16 @@ class Engine:
         kind = resolve_dtype(dtype, where, native=_native(config, where))
         with torch.inference_mode():
             adapter = load_adapter(base_path, dtype=kind, device=where, config=config)
-            loaded = None
-            if twig_path is not None:
-                loaded = load_twig(
-                    twig_path,
-                    base_path,
-                    len(adapter.layers),
-                    adapter.shape,
-                    fork_layer=fork_layer,
-                    drop_layer=drop_layer,
-                    dtype=kind,
-                    device=where,
-                )
+            loaded = load_twig(
+                twig_path,
+                base_path,
+                len(adapter.layers),
+                adapter.shape,
+                fork_layer=fork_layer,
+                drop_layer=drop_layer,
+                dtype=kind,
+                device=where,
+            )
             return cls(adapter, loaded, config, dtype=kind, device=where, clock=clock)
 
     def generate(self, requests: Sequence[Request]) -> list[Result]:
@@ -142,8 +140,13 @@ class Engine:
         for generation in generations:
             self._scheduler.queue(generation)
         results: dict[str, Result] = {}
-        while self.has_work():
-            results |= {out.request_id: out.result for out in self.step() if out.result}
+        try:
+            while self.has_work():
+                results |= {out.request_id: out.result for out in self.step() if out.result}
+        except BaseException:  # Ctrl-C: whoever catches it finds an engine without work
+            self._runner.cache.clear()
+            self._scheduler.clear()
+            raise
         return [results[request_id] for request_id in ids]
 
     def add(self, request: Request) -> str:
@@ -176,11 +179,7 @@ class Engine:
         """
         if self.has_work():
             raise RuntimeError("next_logits needs an engine without work")
-        prompt = self._admission.prompt(request)
-        length, limit = len(prompt.token_ids) + len(prompt.resume_token_ids), self._limits.max_model_len
-        if length > limit:
-            told = f"prompt and answer so far have {length} tokens, the model takes {limit}"
-            raise RequestError(told, param="resume_token_ids")
+        prompt = self._admission.prompt_so_far(request)
         self._entrance.make_room([prompt.kv])
         return self._runner.next_logits(prompt, self._runner.encode(prompt))
 
@@ -272,7 +271,10 @@ class Engine:
             return
         now = self._clock()
         for generation, outcome in zip(running, outcomes, strict=True):
-            self._emit(generation, outcome, now)
+            if outcome.overflowed:
+                generation.fail(OverflowError(f"the model's states are not finite in {self.dtype}"))
+            else:
+                self._emit(generation, outcome, now)
         for slot in reversed(range(len(running))):
             if running[slot].finish_reason is not None:
                 self._leave(slot)

@@ -28,9 +28,8 @@ class Entrance:
     def let_in(self, ended: Callable[[Generation], None]) -> None:
         """As many as there are slots and memory for. ended: takes those that end before they run."""
         self._look_ahead()
-        while self._may_enter() and (generation := self._scheduler.next_waiting()) is not None:
-            if generation.times.admitted is None:
-                generation.times.admitted = self._clock()
+        while self._may_enter(ended) and (generation := self._scheduler.next_waiting()) is not None:
+            generation.times.admit(self._clock())
             if self._prefill(generation):
                 self._scheduler.join(generation)
             else:
@@ -43,15 +42,17 @@ class Entrance:
         if slabs is None:
             return False
         if slabs != self._memory.held:
-            self._runner.cache.hold(slabs)
-            self._memory.held = slabs
+            try:
+                self._runner.cache.hold(slabs)
+            finally:  # also where the machine has less memory than the budget says
+                self._memory.held = self._runner.cache.held
         return True
 
     def _look_ahead(self) -> None:
         """Those that are about to join are seen in one pass of the tower."""
         scheduler = self._scheduler
         first = islice(scheduler.waiting, scheduler.free_slots)
-        together = [g for g in first if g.sight is None and g.finish_reason is None and g.prompt.visual]
+        together = [g for g in first if g.may_be_seen_ahead]
         if len(together) < 2:
             return
         started = self._clock()
@@ -59,16 +60,28 @@ class Entrance:
             sights = self._runner.encode_together([generation.prompt for generation in together])
         except Exception:  # whose fault it is shows when each is seen alone
             log.warning("vision of %d requests together failed", len(together), exc_info=True)
+            for generation in together:
+                generation.seen_alone = True
             return
+        took_s = self._clock() - started
         for generation, sight in zip(together, sights, strict=True):
-            generation.sight = sight
-            generation.times.admitted, generation.times.encoded = started, self._clock()
+            generation.sight, generation.times.ahead_s = sight, took_s
 
-    def _may_enter(self) -> bool:
-        """False where the first in line has to wait for memory."""
+    def _may_enter(self, ended: Callable[[Generation], None]) -> bool:
+        """False where the first in line has to wait for memory; one whose memory cannot be had ends."""
         scheduler = self._scheduler
-        waiting = [g.prompt.kv for g in islice(scheduler.waiting, scheduler.slots)]
-        return not waiting or not scheduler.free_slots or self.make_room(waiting)
+        while scheduler.waiting and scheduler.free_slots:
+            waiting = [g.prompt.kv for g in islice(scheduler.waiting, scheduler.slots)]
+            try:
+                return self.make_room(waiting)
+            except Exception as error:
+                log.exception("no memory for request %s", scheduler.waiting[0].request_id)
+                generation = scheduler.waiting.popleft()
+                if generation.finish_reason is None:
+                    generation.fail(error)
+                scheduler.forget(generation)
+                ended(generation)
+        return True
 
     def _prefill(self, generation: Generation) -> bool:
         """Vision and prompt; False if that failed, or where nothing is left to be said.

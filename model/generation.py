@@ -53,13 +53,21 @@ class Prompt:
 
 @dataclass
 class Times:
-    """Clock readings, in seconds; None until it happened."""
+    """Clock readings, in seconds; None until it happened. ahead_s: what vision took before admission."""
 
     added: float
     admitted: float | None = None
     encoded: float | None = None
     prefilled: float | None = None
     first_token: float | None = None
+    ahead_s: float | None = None
+
+    def admit(self, now: float) -> None:
+        """What was seen while it waited is counted as if it had been seen last: waiting ends before that."""
+        if self.ahead_s is None:
+            self.admitted = now
+        else:
+            self.admitted, self.encoded = now - self.ahead_s, now
 
 
 @dataclass
@@ -68,6 +76,7 @@ class Generation:
 
     sampler: None where the request is greedy.
     sight: what vision gave for the prefill, where it looked ahead.
+    seen_alone: vision has failed over several pictures of which these are some: it looks ahead no more.
     unread: the last tokens before the pending one that the base has read and the twig has not.
     """
 
@@ -83,6 +92,7 @@ class Generation:
     pending: int = -1
     vector: Any = None
     sight: Any = None
+    seen_alone: bool = False
     unread: list[int] = field(default_factory=list)
     kept_indices: list[int] = field(default_factory=list)
     token_scores: list[float] | None = None
@@ -98,6 +108,11 @@ class Generation:
         if self.prompt.resume_token_ids:
             self.tokens, _ = self._until_end(self.prompt.resume_token_ids)
             self._check_finished()
+
+    @property
+    def may_be_seen_ahead(self) -> bool:
+        unseen = self.sight is None and not self.seen_alone
+        return unseen and self.finish_reason is None and bool(self.prompt.visual)
 
     def prefilled(self, pending: int, vector: Any, now: float) -> None:
         self.pending, self.vector, self.times.prefilled = pending, vector, now

@@ -94,6 +94,9 @@ def card_of(adapter: Adapter, twig: TwigConfig | None, config: EngineConfig, lim
         quality = quality_tiers(count, low, high, twig is not None)
     else:
         quality = legal_tiers(dict(config.quality), count, low, high, twig is not None)
+        if refused := sorted(set(config.quality) - set(quality)):
+            legal = f"{low}..{high}, or {count} for no pruning" if twig else f"{count} alone, without a twig"
+            raise ValueError(f"quality {', '.join(refused)}: R-bar of an image must be {legal}")
     return ModelCard(
         model_id=adapter.model_id,
         family=adapter.family,

@@ -23,6 +23,10 @@ class ByGroup(NamedTuple):
     kept: int
     text: int
 
+    def longer(self, tokens: int) -> ByGroup:
+        """By so many tokens of text, which are in every group."""
+        return ByGroup(*(mine + tokens for mine in self))
+
     def covers(self, other: ByGroup) -> bool:
         return all(mine >= its for mine, its in zip(self, other, strict=True))
 

@@ -49,9 +49,15 @@ def kept_budget(retained: int, layers: int, image_tokens: int, fork_layer: int, 
 
 def share_of(share: float, layers: int, image_tokens: int, fork_layer: int, drop_layer: int) -> int:
     """R-bar for a share of M: M for the whole, else the legal R-bar nearest to it."""
+    return nearest_legal(round(share * image_tokens), layers, image_tokens, fork_layer, drop_layer)
+
+
+def nearest_legal(retained: int, layers: int, image_tokens: int, fork_layer: int, drop_layer: int) -> int:
+    """The legal R-bar nearest to one that no caller named; M for M, and where nothing else is legal."""
     low, high = legal_range(layers, image_tokens, fork_layer, drop_layer)
-    retained = round(share * image_tokens)
-    return image_tokens if retained == image_tokens else min(max(retained, low), high)
+    if retained == image_tokens or low > high:
+        return image_tokens
+    return min(max(retained, low), high)
 
 
 def quality_tiers(image_tokens: int, low: int, high: int, pruning: bool) -> dict[str, int]:

@@ -50,7 +50,7 @@ class Turn:
 
 @dataclass
 class Request:
-    """One prompt with its images.
+    """One prompt with its images. Arrays are not copied: they must not change before the result.
 
     history: the turns before the prompt, for checkpoints with a chat template. The images that no turn
         has are the prompt's own.

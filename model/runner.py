@@ -26,6 +26,9 @@ from model.twig import Twig
 from model.vision import Sight, Vision
 from model.vlm import SplitVlm
 
+# What the base chooses where its states have overflowed: no token, and equal to none.
+NO_TOKEN = -1
+
 
 @dataclass(frozen=True)
 class Row:
@@ -59,6 +62,10 @@ class RowOutcome:
     @property
     def accepted(self) -> int:
         return len(self.tokens) - 1
+
+    @property
+    def overflowed(self) -> bool:
+        return self.tokens[-1] == NO_TOKEN
 
 
 class Text(NamedTuple):
@@ -129,6 +136,7 @@ class Runner:
             device=device,
         )
         self.cache, self.device = self.vlm.cache, device
+        self._overflows = dtype == torch.float16
         self.vision = Vision(adapter, image_cache_bytes, self.cache.full.layers > 0)
         self._prefill = Prefill(self.vlm, self.vision, scorer)
 
@@ -183,6 +191,8 @@ class Runner:
             tokens = accept(draft, choices[slot])
             # Pending and accepted drafts are in the cache; the base's own token is the next pending one.
             self.cache.extend(slot, len(tokens))
+            if self._overflows and NO_TOKEN in choices[slot]:
+                self.cache.wipe_beyond(slot)
             stop = draft_stop(draft, rows[slot].budget, rows[slot].eos)
             outcomes.append(RowOutcome(tokens, len(draft), drafting.read[slot], stop))
         return outcomes
@@ -275,5 +285,8 @@ class Runner:
         states = states[vlm.tensor(order)] if order else states
         x = vlm.base(states, positions, range(len(widths)), widths)
         drawn = vlm.head.choose(x) if lottery is None else lottery.choose(vlm.head(x), widths)
+        if self._overflows:
+            sound = x.isfinite().all(-1).tolist()
+            drawn = [token if good else NO_TOKEN for token, good in zip(drawn, sound, strict=True)]
         choices = iter(drawn)
         return [list(islice(choices, width)) for width in widths]

@@ -66,6 +66,13 @@ class Scheduler:
         self.forget(generation)
         return generation
 
+    def clear(self) -> None:
+        """Nobody waits or runs any more, and nobody is told."""
+        self.waiting.clear()
+        self.running.clear()
+        self._known.clear()
+        self._aborting.clear()
+
     def forget(self, generation: Generation) -> None:
         self._known.discard(generation.request_id)
         self._aborting.discard(generation.request_id)

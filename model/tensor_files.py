@@ -43,9 +43,9 @@ class TensorFiles:
 
 
 def tensor_paths(directory: Path) -> list[Path]:
-    """The shards that the index names, or the one file."""
+    """The one file, else the shards that the index names: in transformers' order, which reads the rest."""
     index = directory / INDEX_FILE
-    if not index.exists():
+    if (directory / WEIGHTS_FILE).exists() or not index.exists():
         return [directory / WEIGHTS_FILE]
     shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not shards:

@@ -89,7 +89,7 @@ def _check_base_hash(config: TwigConfig, base: Path, twig: Path) -> None:
 
 
 def load_twig(
-    directory: Path,
+    directory: Path | None,
     base: Path,
     base_layers: int,
     shape: DecoderShape,
@@ -98,7 +98,12 @@ def load_twig(
     drop_layer: int | None,
     dtype: torch.dtype,
     device: torch.device,
-) -> Twig:
+) -> Twig | None:
+    """None where there is no directory; then there must be no layers of one either."""
+    if directory is None:
+        if fork_layer is not None or drop_layer is not None:
+            raise CheckpointError("fork_layer and drop_layer are a twig's, and there is no twig")
+        return None
     files = TensorFiles(directory)
     numbers = {name.split(".")[2] for name in files.shapes if name.startswith("model.layers.")}
     config = read_twig_config(directory, fork_layer, drop_layer, len(numbers), base_layers)

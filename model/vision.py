@@ -147,7 +147,7 @@ def picture_key(prompt: Prompt) -> bytes:
 def _add_picture(digest: Any, image: Any) -> None:
     """A PIL image (with its palette, if it has one) or an array."""
     if hasattr(image, "tobytes") and hasattr(image, "mode"):
-        palette = image.getpalette() if image.mode == "P" else None
+        palette = image.getpalette() if image.mode in ("P", "PA") else None
         digest.update(repr((image.mode, image.size, palette, image.info.get("transparency"))).encode())
         digest.update(image.tobytes())
     else:

@@ -73,7 +73,8 @@ class Words:
         ids = list(self.tokenizer(text, add_special_tokens=not (bos and text.startswith(bos)))["input_ids"])
         if ids.count(self.image_token_id) > images:
             placeholder = self.tokenizer.convert_ids_to_tokens(self.image_token_id)
-            raise RequestError(f"the prompt must not hold {placeholder}: it stands for a picture", "prompt")
+            param = "history" if history and placeholder not in prompt else "prompt"
+            raise RequestError(f"the {param} must not hold {placeholder}: it stands for a picture", param)
         return ids
 
     def _chat_text(self, prompt: str, images: int, history: Sequence[Turn]) -> str:
@@ -87,7 +88,11 @@ class Words:
             raise RequestError(f"{images} images given, {images - own} are in the history", param="history")
         messages = [_message(turn) for turn in (*history, Turn("user", prompt, own))]
         source = self.processor or self.tokenizer
-        return str(source.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+        try:
+            return str(source.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+        except Exception as error:  # a template refuses what it does not like in any way it likes
+            param = "history" if history else "prompt"
+            raise RequestError(f"the checkpoint's chat template refuses this: {error}", param) from error
 
     def processed(self, images: Sequence[Any], **options: Any) -> Any:
         """What the checkpoint's image processor makes of RGB pictures, as torch tensors by name."""

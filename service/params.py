@@ -72,7 +72,8 @@ def retained_tokens(fields: DescribeFields, card: ModelCard, images: int) -> int
         if fields.quality not in card.quality:
             tiers = ", ".join(card.quality) or "none"
             raise BadField("quality", f"Unknown quality '{fields.quality}'; '{card.model_id}' has: {tiers}.")
-        return images * card.quality[fields.quality] if images and card.image.dynamic is None else None
+        by_worker = not images or _by_share(fields, card, images)
+        return None if by_worker else images * card.quality[fields.quality]
     asked = fields.retained_tokens
     if asked is None or card.image.dynamic is not None:
         return asked  # the worker knows each image's own M, and refuses by it
@@ -86,7 +87,16 @@ def retained_tokens(fields: DescribeFields, card: ModelCard, images: int) -> int
 
 
 def retained_share(fields: DescribeFields, card: ModelCard, images: int) -> float | None:
-    """A tier's share of M, where M differs from image to image."""
-    if fields.quality is None or card.image.dynamic is None or not images:
+    """A tier's share of M, of which the worker makes the nearest legal R-bar."""
+    if fields.quality is None or not images or not _by_share(fields, card, images):
         return None
     return card.quality[fields.quality] / card.image_tokens
+
+
+def _by_share(fields: DescribeFields, card: ModelCard, images: int) -> bool:
+    """Where M differs from image to image; and the smallest R-bar of one image may be a little too small for
+    several of them, because what layers keep is rounded up once and not once an image."""
+    if card.image.dynamic is not None:
+        return True
+    tier = 0 if fields.quality is None else card.quality[fields.quality]
+    return images > 1 and 0 < tier == card.retained_min < card.image_tokens

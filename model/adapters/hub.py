@@ -99,7 +99,18 @@ def named_tensors(given: Any, *names: str) -> list[Tensor]:
         raise RequestError(
             f"pixel_values must map {' and '.join(names)} to tensors, not {found}", param="pixel_values"
         )
-    return [torch.as_tensor(given[name]) for name in names]
+    return [real_tensor(given[name], name) for name in names]
+
+
+def real_tensor(values: Any, name: str) -> Tensor:
+    """Of a tensor, an array or a list of a `Request.pixel_values`."""
+    try:
+        tensor = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise RequestError(f"{name} cannot be read: {error}", param="pixel_values") from error
+    if tensor.is_complex():
+        raise RequestError(f"{name} must hold real numbers", param="pixel_values")
+    return tensor
 
 
 def to_pil(image: Any) -> Image.Image:

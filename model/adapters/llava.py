@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from model.adapters.base import Footprint, Pixels
-from model.adapters.hub import HubAdapter, decoder_shape, fixed_options, to_pil
+from model.adapters.hub import HubAdapter, decoder_shape, fixed_options, real_tensor, to_pil
 from model.adapters.loading import Base, check_decoder, check_features, load_base, read_config
 from model.card import ImageSpec
 from model.checkpoint import CheckpointError
@@ -60,7 +60,7 @@ class LlavaAdapter(HubAdapter):
             raise RequestError(
                 f"pixel_values has shape {shape}, expected [n, *{wanted}]", param="pixel_values"
             )
-        return self._pixels(torch.as_tensor(pixel_values))
+        return self._pixels(real_tensor(pixel_values, "pixel_values"))
 
     def _pixels(self, values: Tensor) -> Pixels:
         return Pixels(values, sizes=(self.image_shape[1:],) * values.shape[0])

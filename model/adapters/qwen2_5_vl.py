@@ -82,6 +82,14 @@ class Qwen25VLAdapter(HubAdapter):
                 f"multiples of {self._merge}",
                 param="pixel_values",
             )
+        most = self._size.max_pixels // self._size.multiple**2
+        for _, rows, columns in sizes:
+            tokens = rows * columns // self._merge**2
+            if tokens > most:
+                told = (
+                    f"a picture of {rows} x {columns} patches has {tokens} tokens, at most {most} are taken"
+                )
+                raise RequestError(told, param="pixel_values")
         return Pixels(values, sizes)
 
     def footprints(self, images: Sequence[Any] | Pixels) -> list[Footprint]:

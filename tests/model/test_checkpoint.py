@@ -106,6 +106,13 @@ def test_published_twig_with_flags_is_the_same_twig(wild: World, tmp_path: Path)
     assert (flagged.draft_tokens, flagged.accepted_tokens) == (ours.draft_tokens, ours.accepted_tokens)
 
 
+@pytest.mark.parametrize("flags", [{"fork_layer": 2}, {"drop_layer": 4}])
+def test_layers_of_a_twig_that_is_not_there(wild: World, flags: dict[str, int]) -> None:
+    """They were accepted, whatever they were, and nothing was pruned."""
+    with pytest.raises(CheckpointError, match="no twig"):
+        Engine.from_pretrained(wild.base_path, dtype="float32", **flags)
+
+
 @pytest.mark.parametrize(("fork_layer", "drop_layer"), [(6, 7), (2, 2), (4, 2), (2, 7), (-1, 4)])
 def test_layers_outside_the_base(wild: World, tmp_path: Path, fork_layer: int, drop_layer: int) -> None:
     """0 <= K < F <= L = 6."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
@@ -13,7 +14,8 @@ from tests.model.tiny import build_tokenizer
 
 bounded = settings(max_examples=150)
 TOKENIZER = build_tokenizer()
-VOCABULARY = st.integers(0, len(TOKENIZER) - 1)
+VOCABULARY_SIZE = len(TOKENIZER)
+VOCABULARY = st.integers(0, VOCABULARY_SIZE - 1)
 
 
 def decode(tokens: list[int]) -> str:
@@ -68,6 +70,51 @@ def test_a_resumed_detokenizer_continues_where_the_first_stopped(
     assert resumed.push(tokens[:at]) == given_out
     rest = resumed.push(tokens[at:]) + resumed.push([], last=True)
     assert given_out + rest == decode(tokens)
+
+
+def bytes_alone() -> list[int]:
+    """Tokens of bytes that are no character, some of them parts of one."""
+    return [token for token in range(len(TOKENIZER)) if decode([token]) == UNFINISHED]
+
+
+WHOLE = TOKENIZER.encode("日🌍é", add_special_tokens=False)
+
+
+@bounded
+@given(
+    cut_tokens(
+        st.lists(
+            st.one_of(
+                st.sampled_from(bytes_alone()).map(lambda token: [token]),
+                st.lists(st.sampled_from(bytes_alone()), min_size=20, max_size=30),
+                st.sampled_from([WHOLE, WHOLE[:2], [TOKENIZER.eos_token_id], [VOCABULARY_SIZE - 1]]),
+            ),
+            max_size=12,
+        ).map(lambda runs: [token for run in runs for token in run])
+    )
+)
+def test_long_runs_of_bytes_that_are_no_character(chain_and_cuts: tuple[list[int], list[int]]) -> None:
+    """They are given out before they end, and a whole character among or behind them still is one."""
+    tokens, cuts = chain_and_cuts
+    assert "".join(in_pieces(tokens, cuts)) == decode(tokens)
+
+
+@pytest.mark.parametrize("kind", ["word", "special", "bytes", "bytes and special"])
+def test_the_window_stays_short(kind: str) -> None:
+    """Tokens without text stayed in it: two thousand of them cost seconds of the engine's own thread."""
+    eos, word, byte = TOKENIZER.eos_token_id, TOKENIZER.encode("the")[-1], bytes_alone()[0]
+    tokens = {"word": [word], "special": [eos], "bytes": [byte], "bytes and special": [byte, *[eos] * 400]}
+    longest = 0
+
+    def measured(window: Sequence[int]) -> str:
+        nonlocal longest
+        longest = max(longest, len(window))
+        return decode(list(window))
+
+    detokenizer = Detokenizer(measured)
+    chain = tokens[kind] * (400 // len(tokens[kind]) + 1)
+    assert detokenizer.push(chain) + detokenizer.push([], last=True) == decode(chain)
+    assert longest <= 40
 
 
 @pytest.mark.parametrize("text", ["🌍", "日本語", "é" * 5, "a 🌍 b", "👩‍👩‍👧", "naïve"])

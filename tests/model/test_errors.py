@@ -208,10 +208,37 @@ def test_an_id_in_use(engine: Engine, wild: World) -> None:
     run(engine, ask(prompt, "twice", max_tokens=2))
 
 
-@pytest.mark.parametrize("bad", [{"max_batch": 0}, {"draft_threshold": 1.5}, {"max_model_len": 0}])
-def test_configuration_that_cannot_be(bad: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"max_batch": 0},
+        {"max_batch": True},
+        {"max_batch": None},
+        {"draft_threshold": 1.5},
+        {"draft_threshold": "low"},
+        {"draft_tokens": 2.5},
+        {"max_model_len": 0},
+        {"max_model_len": 64.5},
+        {"kv_cache_bytes": 1e9},
+        {"image_cache_bytes": -1},
+        {"threads": "2"},
+        {"governor": "off"},
+        {"quality": {"fast": 6.5}},
+    ],
+    ids=str,
+)
+def test_configuration_that_cannot_be(bad: dict[str, Any]) -> None:
+    """A budget in floating point made every `step` raise, for ever; half a draft failed every round."""
     with pytest.raises(ValueError, match=next(iter(bad))):
         EngineConfig(**bad)
+
+
+@pytest.mark.parametrize("twig", [True, False])
+def test_a_tier_that_no_request_could_have(wild: World, twig: bool) -> None:
+    """It was left out of the card: whoever asked for it was told that there is no such tier."""
+    with pytest.raises(ValueError, match="quality fast"):
+        wild.engine(twig=twig, quality={"fast": 3, "exact": 16})
+    assert wild.engine(twig=twig, quality={"exact": 16}).card.quality == {"exact": 16}
 
 
 def test_unknown_configuration_is_named() -> None:

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+import model.cache
 from model.engine import Engine
 from model.request import Request
-from tests.model.harness import IMAGE, World, ask, drive, run
+from tests.model.harness import IMAGE, Trace, World, ask, drive, run
 
 
 def crowd(world: World, first: int = 0) -> list[Request]:
@@ -99,3 +100,54 @@ def test_generate_returns_the_failed_with_the_rest(
     monkeypatch.setattr(engine._runner, "prefill", fails_on_call(0, engine._runner.prefill))
     results = engine.generate(crowd(tame))
     assert [result.finish_reason == "error" for result in results] == [True] + [False] * 5
+
+
+@pytest.mark.parametrize("group", [0, 1, 2])
+@pytest.mark.parametrize("running", [False, True])
+def test_memory_that_cannot_be_had_ends_the_first_in_line_alone(
+    tame: World, monkeypatch: pytest.MonkeyPatch, group: int, running: bool
+) -> None:
+    """It escaped from `step`, the request stayed first in line, and the engine took the slabs that it no
+    longer had for its own: every later request failed for want of a slot."""
+
+    def asked(name: str, max_tokens: int) -> Request:
+        return ask(tame.prompt(1, 5, IMAGE, 4), name, max_tokens=max_tokens, retained=8, ignore_eos=True)
+
+    plain = tame.engine()
+    big = plain._memory.least_bytes(plain._admission.prompt(asked("big", 150)).kv)
+    engine = tame.engine(kv_cache_bytes=3 * big, max_batch=3)
+    expected = [result.token_ids for result in run(engine, asked("a", 4), asked("b", 30))]
+    full = fails_on_call(group, model.cache.zeros)
+
+    def fail(index: int, _traces: dict[str, Trace]) -> None:
+        monkeypatch.setattr(model.cache, "zeros", full if index == 1 else unharmed)
+
+    unharmed = model.cache.zeros
+    first = [asked("b", 30)] if running else [asked("a", 1)]
+    traces = drive(engine, {0: first, 1: [asked("big", 150), asked("a2", 4)]}, before_round=fail)
+    reasons = {name: trace.result.finish_reason for name, trace in traces.items()}
+    assert reasons.pop("big") == "error"
+    assert set(reasons.values()) == {"length"}
+    assert "on fire" in str(traces["big"].result.error)
+    assert traces["a2"].token_ids == expected[0]
+    assert not running or traces["b"].token_ids == expected[1]
+    assert [result.token_ids for result in run(engine, asked("a", 4), asked("b", 30))] == expected
+
+
+def test_an_interrupt_leaves_an_engine_without_work(
+    tame: World, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After Ctrl-C `generate` found the last call's requests in the engine and refused every other one."""
+    calls, work = iter(range(100)), engine._runner.round
+
+    def interrupted(rows: Any) -> Any:
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+        return work(rows)
+
+    monkeypatch.setattr(engine._runner, "round", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        engine.generate(crowd(tame))
+    assert not engine.has_work()
+    assert {result.finish_reason for result in engine.generate(crowd(tame))} <= {"stop", "length"}
+    sound(tame, engine)

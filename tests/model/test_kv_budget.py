@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Sequence
 
-from model.engine import Engine, EngineStats
+import pytest
+import torch
+
+from model.engine import Engine, EngineConfig, EngineStats
+from model.generation import Prompt
 from model.memory import kv_tokens, rounded
 from model.request import Request, RequestError
+from model.vision import Sight
 from tests.model.harness import IMAGE, Trace, World, ask, drive, run
 
 NEW, MAX_NEW = 12, 60
@@ -115,3 +120,56 @@ def test_aborting_the_one_that_waits_for_memory_lets_the_next_in(tame: World) ->
         "c": traces["c"].result.finish_reason,
     }
     assert traces["c"].result.token_ids
+
+
+def test_what_waits_for_memory_waits_in_the_queue(tame: World) -> None:
+    """Two that were seen ahead of their turn counted the wait for memory as their prefill."""
+    now = [0.0]
+    limit = int(1.2 * largest_bytes(tame))
+    engine = Engine.from_pretrained(
+        tame.base_path,
+        tame.twig_path,
+        dtype="float32",
+        config=EngineConfig(kv_cache_bytes=limit, max_batch=4, governor=False),
+        clock=lambda: now[0],
+    )
+    runner, encode = engine._runner, engine._runner.encode_together
+
+    def slow(prompts: Sequence[Prompt]) -> list[Sight]:
+        now[0] += 0.25
+        return encode(prompts)
+
+    runner.encode_together = slow  # type: ignore[method-assign]
+
+    def tick(_round: int, _traces: dict[str, Trace]) -> None:
+        now[0] += 1.0
+
+    parts = (IMAGE, 2, IMAGE, IMAGE)
+    options = {"max_tokens": 60, "retained": 48, "ignore_eos": True, "speculation": False}
+    first, *others = (ask(tame.prompt(seed, *parts), str(seed), **options) for seed in range(3))
+    traces = drive(engine, {0: [first], 1: others}, before_round=tick)
+    results = [traces[name].result for name in "012"]
+    assert [result.encode_s for result in results] == [0.0, 0.25, 0.25]
+    assert [result.prefill_s for result in results] == [0.0] * 3
+    for result in results:
+        assert result.ttft_s == result.queue_s + result.encode_s
+    assert results[1].queue_s >= 59.0
+
+
+def test_next_logits_stay_in_the_budget(tame: World) -> None:
+    """Room was made for max_tokens, however long the answer so far: the slabs grew behind the budget."""
+    prompt = tame.prompt(1, 20, IMAGE, 4)
+
+    def asked(answer: int) -> Request:
+        return ask(prompt, max_tokens=1, retained=8, resume=[20 + index % 50 for index in range(answer)])
+
+    plain = tame.engine(governor=False)
+    fitting = plain._admission.prompt(ask(prompt, max_tokens=100, retained=8)).kv
+    engine = tame.engine(kv_cache_bytes=plain._memory.least_bytes(fitting), max_batch=4)
+    limit = engine.stats().kv_bytes_capacity
+    assert torch.equal(engine.next_logits(asked(90)), plain.next_logits(asked(90)))
+    assert engine.stats().kv_bytes_allocated <= limit
+    with pytest.raises(RequestError, match=f"there are {limit}") as raised:
+        engine.next_logits(asked(180))
+    assert raised.value.param == "resume_token_ids"
+    assert engine.stats().kv_bytes_allocated <= limit

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from model.engine import RequestError
+from model.pruning import kept_budget, nearest_legal, share_of
 from tests.model.harness import IMAGE, World, ask, run
 from tests.model.reference import Reference, kept_count
 from tests.model.tiny import Shape, TwigShape
@@ -103,3 +107,29 @@ def test_impossible_budgets_name_the_legal_range(wild: World) -> None:
         assert raised.value.param == "retained_tokens"
         assert retained < 0 or re.search(rf"\b{legal[0]}\b\D+\b{legal[-1]}\b", str(raised.value))
     assert not engine.has_work()
+
+
+@pytest.mark.parametrize("images", [1, 2, 3])
+def test_a_default_that_is_legal_for_one_picture_serves_several(wild: World, images: int) -> None:
+    """R-bar 5 is R' = -2/3 rounded up to 0 for one; for two it is impossible, and nobody had asked for it."""
+    world = wild.retwig(f"least-{images}", TwigShape(2, 2, 5, retained_tokens=5))
+    engine = world.engine(quality={"least": 5})
+    assert engine.card.default_retained == engine.card.retained_min == 5
+    prompt, least = world.prompt(0, 5, *[IMAGE] * images, 3), legal_range(world, 16 * images)[0]
+    request = replace(ask(prompt, "share"), retained_share=engine.card.quality["least"] / 16)
+    results = run(engine, ask(prompt, "default"), ask(prompt, "named", retained=least), request)
+    assert {result.finish_reason for result in results} <= {"stop", "length"}
+    expected = kept_count(6, 16 * images, least, 2, 5)
+    assert {result.kept_tokens for result in results} == {expected}
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.data())
+def test_what_no_caller_named_is_always_possible(image_tokens: int, layers: int, data: st.DataObject) -> None:
+    """Also where M alone is legal: a share of 0.5 of one token between layers 4 and 5 of 6 was called 0."""
+    fork = data.draw(st.integers(0, layers - 1))
+    place = layers, image_tokens, fork, data.draw(st.integers(fork + 1, layers))
+    retained = nearest_legal(data.draw(st.integers(0, image_tokens)), *place)
+    assert 0 <= kept_budget(retained, *place) <= image_tokens
+    share = data.draw(st.floats(0.01, 1.0))
+    assert 0 <= kept_budget(share_of(share, *place), *place) <= image_tokens
+    assert kept_budget(share_of(0.5, 6, 1, 4, 5), 6, 1, 4, 5) == 1

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -105,3 +106,13 @@ def test_qwen_wants_one_run_of_placeholders_an_image(qwen: Family) -> None:
     question = qwen.question(3, *LAYOUTS["two of different sizes"])
     with pytest.raises(RequestError, match="one run an image"):
         qwen.engine().add(replace(ask(question, "bad"), prompt_token_ids=question.ids[::-1]))
+
+
+def test_qwen_refuses_prepared_pictures_over_the_limit(qwen: Family) -> None:
+    """The limit was for pictures alone: prepared ones of any size passed, far over what the card says."""
+    question, side = qwen.question(3, 2, (30, 62), 2), 40
+    values = torch.zeros(side * side, question.tensors["pixel_values"].shape[1])
+    large = {"pixel_values": values, "image_grid_thw": torch.tensor([[1, side, side]])}
+    with pytest.raises(RequestError, match=r"400 tokens, at most \d\d are") as raised:
+        qwen.engine().add(Request(prompt_token_ids=question.short_ids, pixel_values=large))
+    assert raised.value.param == "pixel_values"

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from model.engine import Engine
 from model.request import Request
@@ -143,6 +144,47 @@ def test_a_picture_that_cannot_be_seen_harms_its_own_request_alone(tame: World) 
         "b": True,
         "c": False,
     }
+
+
+def test_a_queue_that_waits_for_memory_is_looked_at_once(
+    tame: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside a picture that cannot be seen the good ones were encoded again in every round of the wait."""
+    prompts = [tame.prompt(seed, 100, IMAGE, 4) for seed in (1, 2, 3)]
+    options = {"max_tokens": 60, "retained": 8, "ignore_eos": True, "speculation": False}
+    run_long, good, bad = (ask(one, str(i), **options) for i, one in enumerate(prompts))
+    plain = tame.engine()
+    least = plain._memory.least_bytes(plain._admission.prompt(run_long).kv)
+    engine = tame.engine(kv_cache_bytes=int(1.2 * least), max_batch=4)
+    passes = towers(engine, monkeypatch)
+    bad.pixel_values = bad.pixel_values * float("nan")
+    traces = drive(engine, {0: [run_long], 1: [good, bad]})
+    assert len(traces["0"].outputs) > 5
+    assert passes == [1, 2, 1, 1]
+    assert [trace.result.finish_reason == "error" for trace in traces.values()] == [False, False, True]
+
+
+def with_alpha(color: tuple[int, int, int]) -> Image.Image:
+    """Mode PA: indices, a palette and alpha."""
+    indices = Image.frombytes("L", (40, 40), bytes(index * 7 % 2 for index in range(1600)))
+    picture = Image.merge("LA", (indices, Image.new("L", indices.size, 255)))
+    picture.putpalette([0, 0, 0, *color] + [0] * 750)
+    assert picture.mode == "PA"
+    return picture
+
+
+def test_the_palette_is_part_of_a_picture(tame: World) -> None:
+    """Only mode P's was: the answer about a red picture was given again about a blue one."""
+
+    def asked(name: str, picture: Image.Image) -> Request:
+        ids = [1, 10, IMAGE_ID, 30, 31, 32]
+        return Request(prompt_token_ids=ids, images=[picture], request_id=name)
+
+    engine = tame.engine()
+    red, blue = with_alpha((255, 0, 0)), with_alpha((0, 255, 255))
+    drive(engine, [asked("red", red)])
+    drive(engine, [asked("blue", blue)])
+    assert engine.stats().image_cache_hits == engine.stats().prefix_cache_hits == 0
 
 
 @pytest.mark.parametrize("kernels", ["auto", "torch"])

@@ -12,7 +12,7 @@ from model.randomness import MAX_SEED
 from service.errors import BadField, ImpossibleRetained
 from service.idempotency import fingerprint_of
 from service.intake import Submission
-from service.params import TextLimits, job_params, retained_tokens
+from service.params import TextLimits, job_params, retained_share, retained_tokens
 from service.protocol import Turn
 from service.schemas import DescribeBody, DescribeFields
 from service.schemas_chat import ChatBody
@@ -48,6 +48,20 @@ def test_a_lone_string_is_a_list_of_one() -> None:
 )
 def test_retained_tokens(fields: dict[str, Any], images: int, expected: int | None) -> None:
     assert retained_tokens(DescribeFields(**fields), CARD, images) == expected
+
+
+@pytest.mark.parametrize(
+    ("tier", "images", "tokens", "share"),
+    [(4, 1, 4, None), (4, 2, None, 4 / 36), (5, 2, 10, None), (36, 2, 72, None)],
+)
+def test_a_tier_of_several_pictures(tier: int, images: int, tokens: int | None, share: float | None) -> None:
+    """The smallest that one picture can have, twice, may be too small for two: workers refused it. They know
+    the legal one nearest to it."""
+    card = CARD.model_copy(update={"quality": {"fast": tier}})
+    assert card.retained_min == 4
+    fields = DescribeFields.model_validate({"quality": "fast"})
+    assert retained_tokens(fields, card, images) == tokens
+    assert retained_share(fields, card, images) == share
 
 
 @pytest.mark.parametrize(("asked", "images"), [(3, 1), (31, 1), (36, 2), (30 * 2 + 1, 2)])
