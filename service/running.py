@@ -90,8 +90,8 @@ class RunningJob:
 
     @property
     def engine_id(self) -> str:
-        """Unique to the attempt: a worker may meet its own lapsed job again."""
-        return f"{self.lease.job_id}#{self.lease.attempt}"
+        """Unique to the claim: a worker may meet its own job again, after data was lost with the same number."""
+        return f"{self.lease.job_id}#{self.lease.attempt}#{self.lease.run}"
 
     @property
     def resumed(self) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 -- How a job begins, is heard of, and ends: once, with its terminal event, its entry out of the stream, its
 -- reservation given back.
 local LOOK_AGAIN_MS = 30000
+local MAX_LEFT_MS = 1e12 -- 31 years; Redis takes no expiry in more than some digits
 
 local function drop_entry(entry)
   redis.call('XACK', JOBS, GROUP, entry)
@@ -18,9 +19,11 @@ local function enqueue(id, body, left_ms, key, fingerprint, attempt, seq, blobs_
   local owner, priority, model = asked.owner or '', asked.priority or INTERACTIVE, asked.model or ''
   local lane = lane_of(model, owner)
   local tokens = string.format('%.0f', math.max(1, asked.predicted_tokens or 1))
+  local left = left_ms ~= '' and tonumber(left_ms) or 0
+  if left > MAX_LEFT_MS then error('the deadline is too far away') end -- before anything is written
+  local deadline = left_ms ~= '' and string.format('%.0f', now_ms() + left) or ''
+  local blob_ttl = left_ms ~= '' and math.max(1, math.ceil(left / 1000)) + SLACK_S or tonumber(JOB_TTL)
   local entry = redis.call('XADD', JOBS, '*', 'id', id) -- the first write: this a full server refuses
-  local deadline = left_ms ~= '' and string.format('%.0f', now_ms() + tonumber(left_ms)) or ''
-  local blob_ttl = left_ms ~= '' and math.max(1, math.ceil(tonumber(left_ms) / 1000)) + SLACK_S or tonumber(JOB_TTL)
   for i = blobs_from, blobs_to - 1, 2 do
     local blob = PREFIX .. 'blob:' .. ARGV[i]
     local ttl = redis.call('TTL', blob)

@@ -76,6 +76,8 @@ class StubEngine:
         if request.prompt.startswith("refuse"):
             raise RequestError("the prompt is too long", "prompt")
         assert request.request_id is not None
+        if request.request_id in self._sequences:
+            raise RequestError("already in the engine", "request_id")
         self.seen.append(request)
         self._sequences[request.request_id] = _Sequence(request, list(request.resume_token_ids))
         return request.request_id
