@@ -126,10 +126,11 @@ class GatewayBroker(Protocol):
     async def submit(
         self, job: Job, blobs: Mapping[str, bytes], idempotency: Idempotency | None = None
     ) -> bool:
-        """Queues the job with its images (sha256 -> bytes) and takes the idempotency key, in one write.
+        """Queues the job with its images (name -> bytes) and takes the idempotency key, in one write.
 
-        False: this id is known, or another job has the key; nothing changed. Until the job has ended, this
-        side puts it back, as far as it had come, into a server that lost it.
+        Images under the job's name (`picture_name`) go when it ends. False: this id is known, or another job
+        has the key; nothing changed. Until the job has ended, this side puts it back, as far as it had come,
+        into a server that lost it.
         """
 
     async def keyed_job(self, key: str) -> KeyedJob | None:
@@ -220,7 +221,7 @@ class WorkerBroker(Protocol):
         """Blocks until a job may be there (True) or the time is over; a spurious True is allowed."""
 
     def blobs(self, sha256s: Sequence[str]) -> list[bytes | None]:
-        """The images, None where one has expired."""
+        """The images, None where one is gone: expired, or its job has ended."""
 
     def publish(self, lease: Lease, events: Sequence[Event]) -> bool:
         """Appends events. True: the gateway asked for the job's end. Raises Fenced, Behind."""
