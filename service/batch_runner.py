@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from service.answers import Answer, description_json
-from service.batches import AboutBatch, content_lines, stored_name
+from service.batches import RUNNING, AboutBatch, content_lines, stored_name
 from service.broker.base import BrokerError, Idempotency
 from service.broker.batches import BatchStore
 from service.callers import Caller
@@ -85,12 +85,12 @@ class BatchRunner:
         finally:
             self._unwanted.discard(batch_id)
             with contextlib.suppress(BrokerError):
-                await self._store.let_go(batch_id)
+                await self._store.let_go(batch_id, self._id)
 
     async def _work(self, batch_id: str) -> bool:
         """True where the batch has ended; False where it is another runner's now."""
         stored = await self._store.batch(batch_id)
-        if stored is None:
+        if stored is None or stored.state not in RUNNING:  # whoever ended it could not close it
             return True
         about = AboutBatch.model_validate_json(stored.about)
         content = await self._store.content(stored_name(owner_of(batch_id), about.input_file_id))

@@ -163,8 +163,6 @@ class Batches:
             text, ttl_s = about.model_dump_json(), self._limits.ttl_s
             name = stored_name(caller.name, batch_id)
             await self._store.create(name, text, state, now, ttl_s, file)
-            if errors:
-                await self._store.close_batch(name)
         return await self.batch(caller.name, batch_id)
 
     async def batch(self, owner: str, batch_id: str) -> BatchObject:

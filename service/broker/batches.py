@@ -32,6 +32,11 @@ if owner and owner ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1
 """
+# KEYS[1]: the runner of a batch. ARGV: runner.
+_LET_GO = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
+return 1
+"""
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class BatchStore(Protocol):
     async def delete_file(self, file_id: str) -> bool: ...
 
     async def create(self, batch_id: str, about: str, state: str, now: int, ttl_s: int, file_id: str) -> None:
-        """Runners find it among `open_batches`; its file is kept as long as it is."""
+        """Where it is in progress, runners find it among `open_batches`; its file is kept as long as it is."""
 
     async def batch(self, batch_id: str) -> StoredBatch | None: ...
 
@@ -75,7 +80,8 @@ class BatchStore(Protocol):
     async def take(self, batch_id: str, runner: str, ttl_s: float) -> bool:
         """Claims or renews; False where another runner has it."""
 
-    async def let_go(self, batch_id: str) -> None: ...
+    async def let_go(self, batch_id: str, runner: str) -> None:
+        """Of a batch that another runner has by now, nothing changes."""
 
     async def put_line(self, batch_id: str, number: int, line: str, ttl_s: int, *, failed: bool) -> None: ...
     async def done_lines(self, batch_id: str) -> set[int]: ...
@@ -92,6 +98,7 @@ class RedisBatchStore:
         self._client = async_client(settings)
         self._move = self._client.register_script(_MOVE)
         self._take = self._client.register_script(_TAKE)
+        self._let_go = self._client.register_script(_LET_GO)
 
     async def aclose(self) -> None:
         await self._client.aclose()
@@ -130,7 +137,8 @@ class RedisBatchStore:
             pipe.hset(key, mapping={"about": about, "state": state, f"at:{state}": now})
             pipe.expire(key, ttl_s)
             pipe.expire(self._key("file", file_id), ttl_s)
-            pipe.sadd(self._open, batch_id)
+            if state == "in_progress":
+                pipe.sadd(self._open, batch_id)
             await pipe.execute()
 
     async def batch(self, batch_id: str) -> StoredBatch | None:
@@ -165,9 +173,9 @@ class RedisBatchStore:
             key = self._key("runner", batch_id)
             return bool(await self._take(keys=[key], args=[runner, int(ttl_s * 1000)]))
 
-    async def let_go(self, batch_id: str) -> None:
+    async def let_go(self, batch_id: str, runner: str) -> None:
         with translated():
-            await self._client.delete(self._key("runner", batch_id))
+            await self._let_go(keys=[self._key("runner", batch_id)], args=[runner])
 
     async def put_line(self, batch_id: str, number: int, line: str, ttl_s: int, *, failed: bool) -> None:
         key = self._key("errors" if failed else "output", batch_id)
