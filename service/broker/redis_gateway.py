@@ -122,7 +122,7 @@ class RedisGatewayBroker:
         except BrokerUnavailable:
             # Whether the script ran is not known: the same again changes nothing, or accepts it.
             try:
-                added = await self._submit(job, blobs, idempotency) or idempotency is None
+                added = await self._submit(job, blobs, idempotency) or await self._has_key(job, idempotency)
             except BrokerUnavailable:
                 if idempotency is None:  # a key lets the client find the job, if there is one
                     self._custody.disown(job)
@@ -130,6 +130,13 @@ class RedisGatewayBroker:
         if added:
             self._custody.hold(job, blobs, idempotency)
         return added
+
+    async def _has_key(self, job: Job, idempotency: Idempotency | None) -> bool:
+        """Of a job that is queued, or whose key another one has."""
+        if idempotency is None:
+            return True
+        holder = await self.keyed_job(idempotency.key)
+        return holder is not None and holder.job_id == job.id
 
     async def _submit(self, job: Job, blobs: Mapping[str, bytes], idempotency: Idempotency | None) -> bool:
         left_ms = "" if job.deadline_at is None else int((job.deadline_at - job.created_at) * 1000)
