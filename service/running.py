@@ -90,7 +90,7 @@ class RunningJob:
 
     @property
     def engine_id(self) -> str:
-        """Unique to the claim: a worker may meet its own job again, after data was lost with the same number."""
+        """Unique to the claim: a worker may meet its own job again, after a loss with the same number."""
         return f"{self.lease.job_id}#{self.lease.attempt}#{self.lease.run}"
 
     @property

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -16,13 +18,14 @@ from service.batches import Batches, BatchLimits
 from service.broker.base import BrokerUnavailable
 from service.broker.batches import RedisBatchStore
 from service.callers import Caller
+from service.errors import TooBusy
 from service.gateway import Gateway
-from service.schemas_batch import BatchBody, BatchObject
+from service.schemas_batch import BatchBody, BatchError, BatchObject
 from service.settings import GatewaySettings, RedisSettings
 from tests.redis_fixture import redis_server, redis_settings  # noqa: F401
 from tests.service.gateway_fixture import eventually
 
-LIMITS = BatchLimits(max_lines=100, max_bytes=100_000, ttl_s=1000)
+LIMITS = BatchLimits(max_lines=100, max_bytes=100_000, ttl_s=1000, max_open=100, store_bytes=10**8)
 OWNER = Caller("o")
 
 
@@ -38,8 +41,10 @@ def lines(count: int) -> bytes:
     return b"\n".join(json.dumps({"custom_id": f"c{n}"} | body).encode() for n in range(count))
 
 
-async def create(store: RedisBatchStore, content: bytes, caller: Caller = OWNER) -> BatchObject:
-    batches = Batches(store, LIMITS)
+async def create(
+    store: RedisBatchStore, content: bytes, caller: Caller = OWNER, limits: BatchLimits = LIMITS
+) -> BatchObject:
+    batches = Batches(store, limits)
     file = await batches.take_file(caller.name, "f", content)
     return await batches.create(caller, BatchBody(input_file_id=file.id, endpoint="/v1/describe"))
 
@@ -49,7 +54,7 @@ class Runner(BatchRunner):
 
     def __init__(self, store: RedisBatchStore, answers: Callable[[], Awaitable[Any]]) -> None:
         gateway = cast("Gateway", SimpleNamespace(settings=GatewaySettings()))
-        super().__init__(gateway, store, 1000, 0.02)
+        super().__init__(gateway, store, 1000, 0.02, max_running=2)
         self.asked: list[str] = []
         self._answers = answers
 
@@ -115,3 +120,81 @@ async def test_the_good_lines_of_a_refused_batch_never_run(store: RedisBatchStor
         patch.setattr(store, "close_batch", died)
         assert (await create(store, lines(2) + b"\n{}")).status == "failed"
     assert await store.open_batches() == []
+
+
+async def test_a_gateway_runs_a_few_batches_at_once_and_each_owners_in_turn(store: RedisBatchStore) -> None:
+    """It ran every open batch at once, each with its whole file in memory."""
+    of_many = [await create(store, lines(1), Caller("many")) for _ in range(4)]
+    of_one = await create(store, lines(1), Caller("one"))
+    runner = Runner(store, at_once)
+    order: list[str] = []
+    while await store.open_batches():
+        await runner._take_open()
+        assert len(runner._running) <= 2
+        order += runner._running
+        await asyncio.wait(runner._running.values(), timeout=30)
+    assert f"one/{of_one.id}" in order[:2]
+    assert sorted(order) == sorted([f"one/{of_one.id}", *(f"many/{batch.id}" for batch in of_many)])
+
+
+async def test_files_take_no_more_than_their_part_of_the_server(store: RedisBatchStore) -> None:
+    """Fifty of them filled it for a day, for everybody. One key may take half."""
+    small = 60_000  # counts as 64 KiB
+    batches = Batches(store, replace(LIMITS, store_bytes=4 * 64 * 1024))
+    mine = [await batches.take_file("o", "f", bytes(small).replace(b"\0", b"x")) for _ in range(2)]
+    with pytest.raises(TooBusy) as full:
+        await batches.take_file("o", "f", b"x")
+    assert (full.value.code, full.value.retry_after_s) == ("files_full", 60)
+    for _ in range(2):
+        await batches.take_file("other", "f", b"x")
+    with pytest.raises(TooBusy):
+        await batches.take_file("third", "f", b"x")
+    await batches.delete_file("o", mine[0].id)
+    assert await batches.take_file("third", "f", b"x")
+
+
+async def test_an_owner_has_so_many_unfinished_batches(store: RedisBatchStore) -> None:
+    limits = replace(LIMITS, max_open=2)
+    for _ in range(2):
+        await create(store, lines(1), limits=limits)
+    with pytest.raises(TooBusy) as full:
+        await create(store, lines(1), limits=limits)
+    assert (full.value.status, full.value.code) == (429, "batches_full")
+    await create(store, lines(1), Caller("other"), limits=limits)
+
+
+async def test_many_lines_are_checked_beside_the_event_loop(store: RedisBatchStore) -> None:
+    """The gateway stood still for as long as the whole file took."""
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            await asyncio.sleep(0)
+            ticks += 1
+
+    def slow(*_: object) -> list[BatchError]:
+        threading.Event().wait(0.2)
+        return []
+
+    ticking = asyncio.create_task(tick())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("service.batches.faults", slow)
+        file = await Batches(store, LIMITS).take_file("o", "f", lines(1))
+        before = ticks
+        await Batches(store, LIMITS).create(OWNER, BatchBody(input_file_id=file.id, endpoint="/v1/describe"))
+    ticking.cancel()
+    assert ticks - before > 100
+
+
+async def test_what_is_known_of_a_file_is_told_without_its_content(store: RedisBatchStore) -> None:
+    """Twenty megabytes were read for a few fields."""
+    batches = Batches(store, LIMITS)
+    file = await batches.take_file("o", "f", b"{}")
+
+    async def content(file_id: str) -> bytes:
+        raise AssertionError("it was read")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "content", content)
+        assert await batches.file("o", file.id) == file

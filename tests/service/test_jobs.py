@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from service.broker.base import BrokerUnavailable
 from service.protocol import ErrorData
 from service.settings import GatewaySettings
 from tests.service.gateway_fixture import Live, eventually, in_process, on_a_port
@@ -48,6 +49,22 @@ async def events(client: httpx.AsyncClient, location: str, after: str | None = N
         assert response.status_code == 200
         assert response.headers["Content-Type"].startswith("text/event-stream")
         return [sent async for sent in parse(response.aiter_lines()) if sent.event]
+
+
+async def test_an_accepted_job_is_named_whatever_fails_next(
+    live: Live, worker: ScriptedWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its status was asked for the answer's sake: a 503 without an id, and the job ran for nobody."""
+
+    async def away(job_id: str) -> None:
+        raise BrokerUnavailable("away")
+
+    worker.hold()
+    async with httpx.AsyncClient(base_url=live.url, timeout=60) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(live.gateway.broker, "status", away)
+            location = await start(client)
+        assert (await client.delete(location)).status_code == 200
 
 
 async def test_accepted_at_once_and_answered_later(client: httpx.AsyncClient, worker: ScriptedWorker) -> None:

@@ -12,7 +12,7 @@ from tests.service.worker_fixture import RunningWorker, make_job
 async def test_a_job_that_comes_back_meets_its_own_leftovers_in_the_engine(
     redis_settings: RedisSettings,  # noqa: F811
 ):
-    """The engine drops what is aborted in its next round; until then it refused the job, as the client's fault."""
+    """The engine drops what is aborted in its next round; until then it refused the job: a 400."""
     queue, running = RedisGatewayBroker(redis_settings), RunningWorker(redis_settings)
     job = make_job(max_tokens=100)
     await queue.submit(job, {})
