@@ -55,6 +55,9 @@ class Behind(BrokerError):  # noqa: N818 - a state, named as the log reads it
         self.have = have
 
 
+EndedWaiting = Literal["cancelled", "expired"]
+
+
 @dataclass(frozen=True)
 class Idempotency:
     """key: a digest of the client's key and its scope. fingerprint: a digest of what was asked."""
@@ -155,6 +158,9 @@ class GatewayBroker(Protocol):
 
         Returns the seconds, by the queue's clock, until there may be something to end; 0: there is not.
         """
+
+    def take_ended_waiting(self) -> Mapping[EndedWaiting, int]:
+        """How many jobs this side ended while they waited, since the last call; workers count the others."""
 
     async def status(self, job_id: str) -> JobStatus | None:
         """None: never submitted, or expired since its end."""

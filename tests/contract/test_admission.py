@@ -118,6 +118,8 @@ async def test_expired_jobs_end_though_no_worker_takes_any(gateway: RedisGateway
     late = make_job(predicted_tokens=900, deadline_at=time.time() - 1)
     await gateway.submit(late, {})
     assert await gateway.admit(asked(make_job(predicted_tokens=900))) is None
+    assert gateway.take_ended_waiting() == {"expired": 1}
+    assert gateway.take_ended_waiting() == {}
     assert [event.data["code"] for event in await collect(gateway, late.id)] == ["deadline_exceeded"]
 
 
