@@ -220,7 +220,9 @@ class WorkerBroker(Protocol):
     def claim(self, limit: int) -> ClaimBatch:
         """At most `limit` jobs: first those whose lease ran out, then new ones, fairly. Does not block.
 
-        Only jobs of the model this broker was made for, and those that name none.
+        Only jobs of the model this broker was made for, and those that name none. Renew a lease before its
+        job is begun: a claim that was neither renewed nor written to may never have arrived, and counts as
+        no failed delivery.
         """
 
     def wait_for_work(self, timeout_s: float) -> bool:

@@ -11,7 +11,7 @@ import pytest
 from service.broker.base import Idempotency
 from service.broker.redis import RedisGatewayBroker, RedisWorkerBroker
 from service.protocol import ImageRef, Job, picture_name
-from tests.contract.conftest import WorkerFactory, claim_one, done, make_job, own_server, token
+from tests.contract.conftest import WorkerFactory, begun, claim_one, done, make_job, own_server, token
 from tests.contract.test_empty_server import restart
 
 RAW = b"raw"
@@ -57,7 +57,7 @@ async def test_pictures_go_however_the_job_ends(
         await gateway._withdraw(job)
     else:
         worker = new_worker(max_deliveries=1, lease_s=0.0)
-        claim_one(worker)
+        begun(worker)
         assert worker.claim(1).poisoned == 1
     assert not await kept(gateway, name)
 
