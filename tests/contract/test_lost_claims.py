@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from service.broker.redis import RedisGatewayBroker, RedisWorkerBroker
@@ -70,8 +72,9 @@ async def test_of_several_lost_last_chances_none_is_counted_twice(
     for _ in range(4):
         assert len(dying.claim(2).claims) == 1
     begun_again = 0
-    while (await gateway.queue_stats()).dead < 2:
-        for claim in dying.claim(2).claims:
-            dying.renew([claim.lease])
-            begun_again += 1
-        assert begun_again <= 2
+    async with asyncio.timeout(20):
+        while (await gateway.queue_stats()).dead < 2:
+            for claim in dying.claim(2).claims:
+                dying.renew([claim.lease])
+                begun_again += 1
+            assert begun_again <= 2
