@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-# Another limit must promise so much more before it is taken.
+# A higher limit must promise so much more before it is taken; a lower one is taken where it is no worse.
 HYSTERESIS = 1.03
 # Rounds at a limit that was never timed, before it is judged.
 TRIAL_ROUNDS = 2
@@ -215,7 +215,8 @@ class Governor:
 
     def _choose(self, costs: Costs) -> None:
         best = max(range(self._most + 1), key=lambda limit: self._rate(costs, limit))
-        if self._rate(costs, best) > HYSTERESIS * self._rate(costs, costs.limit):
+        needed = HYSTERESIS if best > costs.limit else 1.0
+        if self._rate(costs, best) > needed * self._rate(costs, costs.limit):
             costs.limit = best
 
     def _rate(self, costs: Costs, limit: int) -> float:

@@ -20,9 +20,14 @@ def timeout_s(headers: Mapping[str, str], longest_s: float) -> float:
     if given is None:
         return longest_s
     longest_ms = int(longest_s * 1000)
-    if not (given.isascii() and given.isdecimal()) or not 1 <= int(given[:12]) <= longest_ms:
+    if not _is_number(given) or not 1 <= int(given) <= longest_ms:
         raise BadField(HEADER, f"'{HEADER}' must be a whole number of milliseconds, 1 to {longest_ms}.")
     return int(given) / 1000
+
+
+def _is_number(text: str) -> bool:
+    """Of no more digits than any limit has: Python refuses to read thousands of them."""
+    return text.isascii() and text.isdecimal() and len(text) <= 12
 
 
 def deadline_at(arrived_at: float, timeout: float) -> float:

@@ -49,6 +49,8 @@ from starlette.requests import ClientDisconnect
 REQUEST_ID_HEADER = "X-Request-ID"
 # The type of pydantic errors of ours, and the code that the client sees.
 UNSUPPORTED = "unsupported_value"
+# With more faults than these a body is refused as a whole: an object for each would take seconds to build.
+MAX_FAULTS = 100
 
 
 class ApiError(Exception):
@@ -192,23 +194,45 @@ def field_error(errors: Sequence[Any]) -> ApiError:
     first = errors[0]
     if first["type"] == "json_invalid":
         return BadRequest("The body is not valid JSON.", code="invalid_json")
-    names = [part for part in first["loc"] if isinstance(part, str) and part not in ("body", "query")]
-    param = names[0] if names else ""
-    if not param:
+    if not first["loc"]:
         return BadRequest(f"The body must be an object: {first['msg']}.")
+    param, place = str(first["loc"][0]), _place(first["loc"])
     if first["type"] == "extra_forbidden":
-        return BadField(param, f"Unknown field: '{param}'.", code="unknown_field")
+        return BadField(param, f"Unknown field: '{place}'.", code="unknown_field")
     if first["type"] == "missing":
-        return BadField(param, f"'{param}' is required.", code="missing_field")
+        return BadField(param, f"'{place}' is required.", code="missing_field")
     code = first["type"] if first["type"] == UNSUPPORTED else None
-    return BadField(param, f"Bad value for '{param}': {first['msg']}.", code=code)
+    return BadField(param, f"Bad value for '{place}': {first['msg']}.", code=code)
+
+
+def _place(loc: Sequence[int | str]) -> str:
+    """`messages[1].content[0].text`, from `("messages", 1, "content", 0, "text", "text")`.
+
+    What stands between an index and a name is the tag of a union's member, which is no field.
+    """
+    place = ""
+    for before, part, after in zip(("", *loc), loc, (*loc[1:], 0), strict=False):
+        if isinstance(part, int):
+            place += f"[{part}]"
+        elif not (isinstance(before, int) and isinstance(after, str)):
+            place += f".{part}" if place else part
+    return place
+
+
+def _faults(exc: RequestValidationError | ValidationError) -> ApiError:
+    if isinstance(exc, RequestValidationError):
+        first = exc.errors()[0]
+        return field_error([{**first, "loc": first["loc"][1:]}])  # without "query", "path", "body"
+    if exc.error_count() > MAX_FAULTS:
+        return BadRequest(f"The body has more than {MAX_FAULTS} faults.")
+    return field_error(exc.errors())
 
 
 def as_api_error(exc: Exception) -> ApiError:
     if isinstance(exc, ApiError):
         return exc
     if isinstance(exc, RequestValidationError | ValidationError):
-        return field_error(exc.errors())
+        return _faults(exc)
     if isinstance(exc, HTTPException):
         return _routing_error(exc)
     if isinstance(exc, ClientDisconnect):

@@ -9,7 +9,6 @@ Source: RFC 7578, RFC 2046 section 5.1 (without a preamble, and without padding 
 
 from __future__ import annotations
 
-import codecs
 import re
 from dataclasses import dataclass
 
@@ -22,6 +21,13 @@ MAX_FIELD_BYTES = 1024 * 1024
 MAX_PART_HEAD_BYTES = 8 * 1024
 # What nearly everybody sends; the rest (quoting, escapes, RFC 2231) is for the library.
 PLAIN_TYPE = re.compile(r"multipart/form-data; ?boundary=([A-Za-z0-9'()+_./:=?-]+)")
+# As a client may name them. Which of Python's codecs runs is never the client's choice: some take quadratic
+# time, and some raise what no decoder should.
+CHARSETS = {
+    **dict.fromkeys(("utf-8", "utf8"), "utf-8"),
+    **dict.fromkeys(("us-ascii", "ascii"), "ascii"),
+    **dict.fromkeys(("iso-8859-1", "latin-1", "latin1"), "latin-1"),
+}
 PLAIN_DISPOSITION = re.compile(rb'form-data; name="([^"\\]*)"(?:; filename="([^"\\]*)")?')
 
 
@@ -53,10 +59,11 @@ def boundary_of(content_type: str) -> tuple[bytes, str]:
     boundary = options.get(b"boundary")
     if not boundary:
         raise BadRequest("Missing boundary in multipart.")
-    try:
-        return boundary, codecs.lookup(options.get(b"charset", b"utf-8").decode("latin-1")).name
-    except LookupError:
-        return boundary, "latin-1"
+    given = options.get(b"charset", b"utf-8").decode("latin-1")
+    charset = CHARSETS.get(given.lower())
+    if charset is None:
+        raise BadRequest(f"A form in the charset '{given[:40]}' is not read; send utf-8.")
+    return boundary, charset
 
 
 def parts_of(body: bytes, boundary: bytes, charset: str, max_files: int, max_fields: int) -> list[Part]:
@@ -115,7 +122,7 @@ def _named(head: bytes, charset: str) -> tuple[str, str | None]:
 def decoded(text: bytes, charset: str) -> str:
     try:
         return text.decode(charset)
-    except (UnicodeDecodeError, LookupError):
+    except UnicodeDecodeError:
         return text.decode("latin-1")
 
 

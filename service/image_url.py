@@ -136,8 +136,6 @@ class ImageFetcher:
             raise self._refusal(image, f"it took more than {self._limits.timeout_s:g} s") from late
         except NotFetched as refused:
             raise self._refusal(image, str(refused)) from refused
-        except httpx.TooManyRedirects as many:
-            raise self._refusal(image, f"it redirects more than {MAX_REDIRECTS} times") from many
         except (httpx.HTTPError, httpx.InvalidURL) as failed:
             raise self._refusal(image, "the connection failed") from failed
 
@@ -145,18 +143,23 @@ class ImageFetcher:
         # A client of its own: no cookie and no connection outlives the picture.
         client = httpx.AsyncClient(
             transport=CheckedTransport(self._check_url, self._resolve, self._allowed),
-            follow_redirects=True,
-            max_redirects=MAX_REDIRECTS,
             timeout=self._limits.timeout_s,
             headers={"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "twigserve"},
             trust_env=False,
         )
-        async with client, client.stream("GET", image.url) as response:
-            if response.status_code != 200:
-                raise NotFetched(f"its host answered {response.status_code}")
-            return await self._read(image, response)
+        url = httpx.URL(image.url)
+        async with client:
+            for _ in range(1 + MAX_REDIRECTS):
+                # Followed here, because the client would read, and decompress, the body of every redirect.
+                async with client.stream("GET", url) as response:
+                    if response.next_request is None:
+                        return await self._read(image, response)
+                    url = response.next_request.url
+        raise NotFetched(f"it redirects more than {MAX_REDIRECTS} times")
 
     async def _read(self, image: ImageUrl, response: httpx.Response) -> bytes:
+        if response.status_code != 200:
+            raise NotFetched(f"its host answered {response.status_code}")
         most, held = self._limits.max_bytes, bytearray()
         announced = response.headers.get("content-length", "")
         if announced.isdecimal() and int(announced) > most:

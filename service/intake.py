@@ -18,10 +18,8 @@ from service.errors import BadField, BadRequest, UnsupportedMedia
 from service.form import Part, read_form
 from service.image_url import ImageUrl, is_url
 from service.protocol import Turn
-from service.schemas import DescribeBody, DescribeFields
+from service.schemas import MAX_IMAGES, DescribeBody, DescribeFields
 
-# Structure only: how many pictures the model takes is the model card's to say.
-MAX_FORM_FILES = 64
 MAX_FORM_FIELDS = 64
 LIST_FIELDS = frozenset({"stop", "include"})
 
@@ -47,7 +45,7 @@ class Submission:
 
 async def read_submission(request: Request) -> Submission:
     if content_type(request) == "multipart/form-data":
-        form = await read_form(request, max_files=MAX_FORM_FILES, max_fields=MAX_FORM_FIELDS)
+        form = await read_form(request, max_files=MAX_IMAGES, max_fields=MAX_FORM_FIELDS)
         return submission_of_form(form)
     body = await json_body(request, "application/json or multipart/form-data")
     # Megabytes of base64 would hold the event loop.

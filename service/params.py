@@ -13,6 +13,9 @@ from service.intake import Submission
 from service.protocol import JobParams, ModelCard
 from service.schemas import DescribeFields
 
+# Clients have OpenAI's signed 64 bits, the engine the same bits without a sign.
+SEEDS = 2**64
+
 
 @dataclass(frozen=True)
 class TextLimits:
@@ -36,7 +39,7 @@ def job_params(submission: Submission, card: ModelCard, limits: TextLimits) -> J
         temperature=fields.temperature,
         top_p=fields.top_p,
         top_k=fields.top_k,
-        seed=fields.seed,
+        seed=None if fields.seed is None else fields.seed % SEEDS,
         stop=tuple(fields.stop),
         retained_tokens=retained_tokens(fields, card, images),
         retained_share=retained_share(fields, card, images),

@@ -90,7 +90,9 @@ class RunningJob:
 
     @property
     def engine_id(self) -> str:
-        """Unique to the claim: a worker may meet its own job again, after a loss with the same number."""
+        """Unique to the claim: a worker may meet its own lapsed job again, and attempts are counted anew
+        where the broker has lost its data.
+        """
         return f"{self.lease.job_id}#{self.lease.attempt}#{self.lease.run}"
 
     @property

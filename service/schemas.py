@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field
 
 DEFAULT_PROMPT = "Describe the image."
 MAX_STOPS = 4
 MAX_STOP_CHARS = 256
-MAX_SEED = 2**63 - 1
+MIN_SEED, MAX_SEED = -(2**63), 2**63 - 1
 MAX_TOP_K = 2**31 - 1
+# Structure only: how many pictures the model takes is the model card's to say.
+MAX_IMAGES = 64
 
 
 def as_list(value: Any) -> Any:
@@ -40,7 +42,10 @@ class GenerationFields(BaseModel):
     top_p: float = Field(1.0, gt=0, le=1, allow_inf_nan=False)
     top_k: int = Field(0, ge=0, le=MAX_TOP_K, description="0 switches the filter off.")
     seed: int | None = Field(
-        None, ge=0, le=MAX_SEED, description="The same seed gives the same text. Default: one of its own."
+        None,
+        ge=MIN_SEED,
+        le=MAX_SEED,
+        description="The same seed gives the same text. Default: one of its own.",
     )
     stop: Annotated[list[Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]], LoneOrList] = Field(
         default_factory=list,
@@ -87,8 +92,9 @@ class DescribeBody(DescribeFields):
         },
     )
 
-    image: Annotated[list[str], LoneOrList] = Field(
+    image: Annotated[list[str], FailFast(), LoneOrList] = Field(
         min_length=1,
+        max_length=MAX_IMAGES,
         description="Base64, a data URL, or a URL of a host that the service is set up to fetch from;"
         " a list where the model takes several pictures.",
     )

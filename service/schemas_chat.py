@@ -15,6 +15,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    FailFast,
     Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
@@ -26,6 +27,9 @@ from service.errors import UNSUPPORTED
 from service.schemas import GenerationFields, ServiceTier, Usage
 
 DEFAULT_MODEL = "default"
+# Structure only: how much text there may be is a setting, how many pictures the model card's to say.
+MAX_MESSAGES = 1024
+MAX_PARTS = 256
 EXAMPLE: dict[str, Any] = {
     "model": DEFAULT_MODEL,
     "messages": [
@@ -90,13 +94,25 @@ def as_parts(value: Any) -> Any:
     return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
 
-Parts = Annotated[list[Part], BeforeValidator(as_parts, json_schema_input_type=str | list[Part])]
+Parts = Annotated[
+    list[Part],
+    FailFast(),
+    Field(max_length=MAX_PARTS),
+    BeforeValidator(as_parts, json_schema_input_type=str | list[Part]),
+]
 
 
 class ChatMessage(_Strict):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Parts
     name: str | None = Field(None, description="Has no effect.")
+
+    # An assistant's message that is sent back as it came has these.
+    refusal: Annotated[Any, Only(None)] = None
+    annotations: Annotated[Any, Only([])] = None
+    audio: Annotated[Any, Only(None)] = None
+    tool_calls: Annotated[Any, Only([])] = None
+    function_call: Annotated[Any, Only(None)] = None
 
 
 class StreamOptions(_Strict):
@@ -113,8 +129,9 @@ class ChatBody(GenerationFields):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [EXAMPLE]})
 
-    messages: list[ChatMessage] = Field(
+    messages: Annotated[list[ChatMessage], FailFast()] = Field(
         min_length=1,
+        max_length=MAX_MESSAGES,
         description="After at most one system message, user messages with text and pictures and the"
         " assistant's text in turn; the last is the user's. Models without a chat template take one turn.",
     )

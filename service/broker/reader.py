@@ -234,8 +234,9 @@ class EventReader:
             try:
                 event = Event.decode(fields[1])
             except ValueError as error:  # the other jobs of this read are not to blame
-                log.error("unreadable event", extra={"job_id": followed.job_id, "error": str(error)})
-                self.fail(followed.job_id, Unreadable(f"event of {followed.job_id}: {type(error).__name__}"))
+                kind = type(error).__name__  # its words would quote the answer
+                log.error("unreadable event", extra={"job_id": followed.job_id, "error": kind})
+                self.fail(followed.job_id, Unreadable(f"event of {followed.job_id}: {kind}"))
                 return
             self._seen(followed.job_id, event)
             for waiter in followed.waiters:

@@ -10,7 +10,7 @@ from service.broker.base import (
     Unreadable,
 )
 from service.broker.redis import RedisGatewayBroker, RedisWorkerBroker
-from service.protocol import WorkerInfo
+from service.protocol import Event, WorkerInfo
 from tests.contract.conftest import claim_one, done, make_job, token
 from tests.contract.test_queue import CARD, collect
 
@@ -38,6 +38,22 @@ async def test_an_unreadable_event_ends_its_own_stream_alone(
         await readers[0]
     worker.finish(leases[jobs[1].id], [done(1, 1)])
     assert len(await readers[1]) == 1
+
+
+async def test_an_unreadable_event_is_logged_without_its_words(
+    gateway: RedisGatewayBroker, worker: RedisWorkerBroker, caplog: pytest.LogCaptureFixture
+):
+    """What the parser says of it quotes a piece of the answer."""
+    job = make_job()
+    await gateway.submit(job, {})
+    lease = claim_one(worker).lease
+    broken = Event.model_construct(v=1, seq=1, attempt=1, type="amethyst", data={}, run=lease.run)
+    worker.publish(lease, [broken])
+    with pytest.raises(Unreadable):
+        await collect(gateway, job.id)
+    (line,) = [record for record in caplog.records if record.message == "unreadable event"]
+    assert line.__dict__["error"] == "ValidationError"
+    assert "amethyst" not in str(line.__dict__)
 
 
 async def test_an_unreadable_jobs_status_is_said_by_name(gateway: RedisGatewayBroker):

@@ -111,7 +111,7 @@ def test_batch_sizes_are_judged_apart_and_learn_from_their_neighbours() -> None:
 
 
 def test_noise_alone_moves_nothing() -> None:
-    """Two limits within the hysteresis: whoever is in force stays."""
+    """Limits within the hysteresis: one that was left for a lower one is not taken again."""
     machine = Machine(lambda _rows, limit: 1.0 + sum(0.7**i for i in range(1, limit + 1)))
     limits = machine.run(1)
     assert len([1 for a, b in pairwise(limits[60:]) if a != b]) <= 8

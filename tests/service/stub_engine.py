@@ -77,7 +77,7 @@ class StubEngine:
             raise RequestError("the prompt is too long", "prompt")
         assert request.request_id is not None
         if request.request_id in self._sequences:
-            raise RequestError("already in the engine", "request_id")
+            raise RequestError(f"{request.request_id} is already in the engine", "request_id")
         self.seen.append(request)
         self._sequences[request.request_id] = _Sequence(request, list(request.resume_token_ids))
         return request.request_id

@@ -222,6 +222,31 @@ async def test_bad_requests_name_the_field(
     assert worker.jobs == []
 
 
+@pytest.mark.parametrize(
+    ("message", "says"),
+    [
+        ({"content": "Hi", "colour": 1}, "Unknown field: 'messages[1].colour'."),
+        ({"content": "Hi", "refusal": "No."}, "Bad value for 'messages[1].refusal': only None is supported."),
+        (
+            {"content": "Hi", "tool_calls": [{}]},
+            "Bad value for 'messages[1].tool_calls': only [] is supported.",
+        ),
+        ({"content": [TEXT, {"type": "text"}]}, "'messages[1].content[1].text' is required."),
+        ({"content": [TEXT | {"size": 3}]}, "Unknown field: 'messages[1].content[0].size'."),
+        ({"content": [PICTURE | {"image_url": {}}]}, "'messages[1].content[0].image_url.url' is required."),
+        ({"content": [PICTURE | {"image_url": 5}]}, "'messages[1].content[0].image_url': Input should be"),
+        ({"content": [{"type": "video"}]}, "Bad value for 'messages[1].content[0]': Input tag 'video'"),
+    ],
+    ids=str,
+)
+async def test_a_fault_inside_a_message_is_named_by_its_place(
+    client: httpx.AsyncClient, worker: ScriptedWorker, message: dict[str, Any], says: str
+) -> None:
+    error = error_of(await post(client, messages=[SYSTEM, {"role": "user"} | message]), 400)
+    assert error["param"] == "messages"
+    assert says in error["message"]
+
+
 async def test_fetching_is_off_and_it_says_so(client: httpx.AsyncClient, worker: ScriptedWorker) -> None:
     error = error_of(await post(client, messages=[url_of("https://example.org/a.png")]), 400)
     assert error["code"] == "url_not_fetched"

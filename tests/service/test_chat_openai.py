@@ -147,6 +147,16 @@ async def test_a_conversation(
     assert len(request.images) == 1
 
 
+async def test_an_answer_is_sent_back_as_it_came(ai: AsyncOpenAI, worker: ScriptedWorker) -> None:
+    """OpenAI's idiom for several turns. Its message has fields besides the two that matter."""
+    first = await ai.chat.completions.create(model="default", messages=[USER])  # type: ignore[list-item]
+    more: dict[str, Any] = {"annotations": [], "audio": None, "function_call": None, "tool_calls": None}
+    for answer in (first.choices[0].message, first.choices[0].message.model_dump() | more):
+        messages: list[Any] = [USER, answer, {"role": "user", "content": "Sure?"}]
+        await ai.chat.completions.create(model="default", messages=messages)
+    assert [turn.text for turn in worker.jobs[-1].history] == ["What is this?", "A small red apple."]
+
+
 async def test_through_the_real_worker_loop(
     ai: AsyncOpenAI,
     ready: httpx.AsyncClient,  # noqa: F811

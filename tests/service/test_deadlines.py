@@ -24,7 +24,7 @@ def test_the_clients_own_within_the_longest() -> None:
     assert timeout_s({}, 300.0) == 300.0
     assert timeout_s({HEADER: "1500"}, 300.0) == 1.5
     assert timeout_s({HEADER: "300000"}, 300.0) == 300.0
-    for bad in ("", "0", "-1", "1.5", "soon", "300001", "9" * 5000, "٣"):
+    for bad in ("", "0", "-1", "1.5", "soon", "300001", "9" * 5000, "٣", "0" * 11 + "1999"):
         with pytest.raises(BadField) as refused:
             timeout_s({HEADER: bad}, 300.0)
         assert refused.value.param == HEADER

@@ -7,6 +7,8 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -80,6 +82,30 @@ def test_framework_errors_keep_their_status(status: int) -> None:
 
 def test_a_client_that_left() -> None:
     assert as_api_error(ClientDisconnect()).status == 499
+
+
+class Fieldless(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+@pytest.mark.parametrize(("count", "param", "says"), [(100, "f0", "'f0'"), (101, None, "more than 100")])
+def test_a_body_full_of_faults_is_refused_as_a_whole(count: int, param: str | None, says: str) -> None:
+    """Each fault as an object of its own, 200,000 of them held the event loop for seconds."""
+    with pytest.raises(ValidationError) as refused:
+        Fieldless.model_validate({f"f{n}": 1 for n in range(count)})
+    error = as_api_error(refused.value)
+    assert (error.status, error.param) == (400, param)
+    assert says in error.message
+
+
+@pytest.mark.parametrize("name", ["body", "query"])
+def test_a_field_may_have_any_name(name: str) -> None:
+    """These are also what FastAPI calls where a parameter stood."""
+    with pytest.raises(ValidationError) as refused:
+        Fieldless.model_validate({name: 1})
+    assert as_api_error(refused.value).message == f"Unknown field: '{name}'."
+    detail = {"type": "missing", "loc": (name, "worker"), "msg": "Field required", "input": None}
+    assert as_api_error(RequestValidationError([detail])).message == "'worker' is required."
 
 
 @pytest.mark.parametrize(

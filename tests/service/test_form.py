@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import encodings
 import random
 from collections.abc import AsyncGenerator
 
@@ -109,6 +110,23 @@ def test_whatever_comes_is_read_or_refused() -> None:
         except BadRequest:
             continue
         assert all(len(part.data) <= len(body) for part in parts)
+
+
+@pytest.mark.parametrize("charset", ["utf-8", "UTF-8", "us-ascii", "iso-8859-1"])
+def test_charsets_that_are_read(charset: str) -> None:
+    prompt, _ = parsed(FORM, f"{TYPE}; charset={charset}")
+    assert prompt.text == "What\r\nis it?"
+
+
+@pytest.mark.parametrize("charset", ["punycode", "undefined", "idna", "unicode_escape", "utf-7", "nosuch"])
+def test_the_choice_of_a_codec_is_not_the_clients(charset: str) -> None:
+    """Punycode is quadratic and held the event loop, "undefined" raised what became a 500, and names that
+    are none stayed in a cache of Python's for good.
+    """
+    known = len(encodings._cache)  # type: ignore[attr-defined]
+    with pytest.raises(BadRequest, match="send utf-8"):
+        parsed(FORM, f"{TYPE}; charset={charset}")
+    assert len(encodings._cache) == known  # type: ignore[attr-defined]
 
 
 def test_limits() -> None:

@@ -157,6 +157,26 @@ async def test_redirects_are_checked_again(server: PictureServer) -> None:
     assert "not public" in (await refusal(rebound, url_of(server, "/moved"))).message
 
 
+async def test_a_redirects_body_is_not_read(server: PictureServer) -> None:
+    """It has no limit, and a compressed one grows a thousandfold: here it never ends."""
+    moved = f"http://pictures.test:{server.port}/a.png"
+    headers = {"Location": moved, "Content_Encoding": "gzip", "Content_Length": "300000000"}
+    server.answers["/endless"] = answer(b"\x1f\x8b no gzip", status="302 Found", **headers)
+    server.hangs.add("/endless")
+    assert await fetcher_of(server).fetch(url_of(server, "/endless")) == PICTURE
+
+
+async def test_redirects_are_counted(server: PictureServer) -> None:
+    for left in range(5):
+        location = f"/{left - 1}" if left else "/a.png"
+        server.answers[f"/{left}"] = answer(status="302 Found", Location=location)
+    assert await fetcher_of(server).fetch(url_of(server, "/2")) == PICTURE
+    server.heads.clear()
+    error = await refusal(fetcher_of(server), url_of(server, "/4"))
+    assert "redirects more than 3 times" in error.message
+    assert len(server.heads) == 4
+
+
 async def test_size_is_capped(server: PictureServer) -> None:
     server.answers["/told"] = answer(b"x", Content_Length="10001")
     server.answers["/untold"] = answer(b"x" * 10_001)

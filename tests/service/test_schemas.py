@@ -8,12 +8,14 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
+from model.randomness import MAX_SEED
 from service.errors import BadField, ImpossibleRetained
 from service.idempotency import fingerprint_of
 from service.intake import Submission
 from service.params import TextLimits, job_params, retained_tokens
 from service.protocol import Turn
 from service.schemas import DescribeBody, DescribeFields
+from service.schemas_chat import ChatBody
 from tests.service.scripted_worker import CARD
 
 LIMITS = TextLimits(max_prompt_chars=100, max_tokens_default=128, max_tokens_limit=4096)
@@ -86,6 +88,38 @@ async def test_docs_page(client: httpx.AsyncClient) -> None:
     response = await client.get("/docs")
     assert response.status_code == 200
     assert "openapi.json" in response.text
+
+
+@pytest.mark.parametrize(
+    ("seed", "engines"), [(-1, 2**64 - 1), (-(2**63), 2**63), (0, 0), (2**63 - 1, 2**63 - 1)]
+)
+def test_a_seed_has_64_bits_with_a_sign(seed: int, engines: int) -> None:
+    """As OpenAI's has. The engine's has none: each becomes another there."""
+    assert job_params(Submission(DescribeFields(seed=seed), [b""]), CARD, LIMITS).seed == engines
+    assert engines <= MAX_SEED
+
+
+def test_one_bad_item_of_a_list_is_enough() -> None:
+    """An error for each of them took seconds, and hundreds of megabytes, to build."""
+    for model, body in (
+        (DescribeBody, {"image": [1] * 1000}),
+        (ChatBody, {"messages": [1] * 1000}),
+        (ChatBody, {"messages": [{"role": "user", "content": [1] * 1000}]}),
+    ):
+        with pytest.raises(ValidationError) as refused:
+            model.model_validate(body)
+        assert refused.value.error_count() == 1
+
+
+def test_lists_are_limited() -> None:
+    hello = {"role": "user", "content": "Hello"}
+    for model, body in (
+        (DescribeBody, {"image": [""] * 65}),
+        (ChatBody, {"messages": [hello] * 1025}),
+        (ChatBody, {"messages": [{"role": "user", "content": [{"type": "text", "text": ""}] * 257}]}),
+    ):
+        with pytest.raises(ValidationError, match="should have at most"):
+            model.model_validate(body)
 
 
 def test_a_model_without_a_chat_template_takes_one_turn() -> None:
