@@ -49,9 +49,17 @@ def create_app(settings: GatewaySettings, broker: GatewayBroker | None = None) -
     gateway = Gateway(settings, broker or RedisGatewayBroker(settings.redis), GatewayMetrics())
     app.state.gateway = gateway
     store = RedisBatchStore(settings.redis)
-    limits = BatchLimits(settings.batch_max_lines, settings.batch_max_bytes, settings.batch_ttl_s)
+    limits = BatchLimits(
+        settings.batch_max_lines,
+        settings.batch_max_bytes,
+        settings.batch_ttl_s,
+        settings.batch_max_open,
+        settings.batch_store_bytes,
+    )
     app.state.batches = Batches(store, limits)
-    app.state.batch_runner = BatchRunner(gateway, store, settings.batch_ttl_s, settings.batch_look_s)
+    app.state.batch_runner = BatchRunner(
+        gateway, store, settings.batch_ttl_s, settings.batch_look_s, settings.batch_running
+    )
     # The last one added is the outermost.
     app.add_middleware(Shortcut, posts={"/v1/describe": describe.describe, "/v1/chat/completions": chat.chat})
     app.add_middleware(Authentication, ring=KeyRing(settings.keys_file) if settings.keys_file else None)

@@ -2,7 +2,8 @@
 
 Invariant: each line ends in exactly one result, whatever dies: its job has an idempotency key made of batch
 and line, so a gateway that takes over finds the job (and its answer) instead of asking twice. A busy or
-absent fleet delays lines and fails none.
+absent fleet delays lines and fails none, for as long as the batch is kept; so does a fleet of other models,
+for a while: a model that nobody serves may also be one that the line got wrong.
 Must not know: HTTP, how batches are shown, Redis.
 """
 
@@ -16,35 +17,49 @@ import logging
 import time
 import uuid
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 from service.answers import Answer, description_json
-from service.batches import AboutBatch, content_lines, stored_name
+from service.batches import PRIORITY, RUNNING, AboutBatch, content_lines
 from service.broker.base import BrokerError, Idempotency
-from service.broker.batches import BatchStore
+from service.broker.batches import BatchStore, owner_of, stored_name
 from service.callers import Caller
 from service.chat_intake import chat_of_json
 from service.chat_words import ChatWords
-from service.errors import BadField, TooBusy, Unavailable, as_api_error
+from service.errors import BadField, DeadlineExceeded, NotFound, TooBusy, Unavailable, as_api_error
 from service.gateway import Accepted, Gateway
 from service.intake import Submission, submission_of_json
-from service.protocol import Job, Priority
+from service.protocol import Job
 from service.schemas import Description
 from service.schemas_batch import BatchLine
 
 log = logging.getLogger(__name__)
 
 IN_FLIGHT = 4
-PRIORITY: Priority = "batch"
 CLAIM_S = 15.0
 RETRY_S = 1.0
 RECANCEL_S = 0.1
+MODEL_WAIT_S = 900.0
+
+
+@dataclass
+class _Run:
+    """A batch while it is run here. missing_since: models that nobody serves now, on the monotonic clock."""
+
+    batch_id: str
+    caller: Caller
+    expires_at: int
+    missing_since: dict[str | None, float] = field(default_factory=dict)
 
 
 class BatchRunner:
-    def __init__(self, gateway: Gateway, store: BatchStore, ttl_s: int, look_every_s: float) -> None:
+    def __init__(
+        self, gateway: Gateway, store: BatchStore, ttl_s: int, look_every_s: float, max_running: int
+    ) -> None:
         self._gateway, self._store, self._ttl_s = gateway, store, ttl_s
-        self._look_every_s = look_every_s
+        self._look_every_s, self._max_running = look_every_s, max_running
+        self._newest = ""
         self._id = uuid.uuid4().hex
         self._running: dict[str, asyncio.Task[None]] = {}
         self._unwanted: set[str] = set()  # cancelled by their client: their jobs need not go on
@@ -70,9 +85,18 @@ class BatchRunner:
 
     async def _take_open(self) -> None:
         self._running = {name: task for name, task in self._running.items() if not task.done()}
-        for batch_id in await self._store.open_batches():
-            if batch_id not in self._running and await self._store.take(batch_id, self._id, CLAIM_S):
+        waiting = set(await self._store.open_batches()) - self._running.keys()
+        while waiting and len(self._running) < self._max_running:
+            batch_id = min(waiting, key=self._turn_of)
+            waiting.remove(batch_id)
+            if await self._store.take(batch_id, self._id, CLAIM_S):
+                self._newest = batch_id
                 self._running[batch_id] = asyncio.create_task(self._run(batch_id), name=batch_id)
+
+    def _turn_of(self, batch_id: str) -> tuple[int, bool, str]:
+        """Owners with fewer batches here come first; then round and round by name: none is left out."""
+        same = sum(owner_of(running) == owner_of(batch_id) for running in self._running)
+        return same, batch_id <= self._newest, batch_id
 
     async def _run(self, batch_id: str) -> None:
         try:
@@ -85,12 +109,12 @@ class BatchRunner:
         finally:
             self._unwanted.discard(batch_id)
             with contextlib.suppress(BrokerError):
-                await self._store.let_go(batch_id)
+                await self._store.let_go(batch_id, self._id)
 
     async def _work(self, batch_id: str) -> bool:
         """True where the batch has ended; False where it is another runner's now."""
         stored = await self._store.batch(batch_id)
-        if stored is None:
+        if stored is None or stored.state not in RUNNING:  # whoever ended it could not close it
             return True
         about = AboutBatch.model_validate_json(stored.about)
         content = await self._store.content(stored_name(owner_of(batch_id), about.input_file_id))
@@ -98,7 +122,9 @@ class BatchRunner:
             await self._store.move(batch_id, "expired", int(time.time()), "in_progress", "cancelling")
             return True
         caller = Caller(owner_of(batch_id), None, about.tokens_in_flight, (PRIORITY,))
-        lines = asyncio.create_task(self._lines(batch_id, caller, content_lines(content)))
+        run = _Run(batch_id, caller, about.expires_at)
+        lines = asyncio.create_task(self._lines(run, content_lines(content)))
+        del content  # the lines are as large
         try:
             return await self._watch(batch_id, lines)
         finally:
@@ -122,19 +148,19 @@ class BatchRunner:
         await self._store.move(batch_id, "cancelled", now, "cancelling")
         return True
 
-    async def _lines(self, batch_id: str, caller: Caller, lines: list[bytes]) -> None:
-        done = await self._store.done_lines(batch_id)
+    async def _lines(self, run: _Run, lines: list[bytes]) -> None:
+        done = await self._store.done_lines(run.batch_id)
         left = iter([(number, raw) for number, raw in enumerate(lines, start=1) if number not in done])
         async with asyncio.TaskGroup() as group:
             for _ in range(IN_FLIGHT):
-                group.create_task(self._some_lines(batch_id, caller, left))
+                group.create_task(self._some_lines(run, left))
 
-    async def _some_lines(self, batch_id: str, caller: Caller, left: Iterable[tuple[int, bytes]]) -> None:
+    async def _some_lines(self, run: _Run, left: Iterable[tuple[int, bytes]]) -> None:
         for number, raw in left:
-            request_id = f"{batch_id.partition('/')[2]}-{number}"
+            request_id = f"{run.batch_id.partition('/')[2]}-{number}"
             line = BatchLine.model_validate_json(raw)
             try:
-                status, body = 200, await self._answer(batch_id, caller, line, request_id)
+                status, body = 200, await self._answer(run, line, request_id)
             except Exception as exc:
                 error = as_api_error(exc)
                 if error is not exc and not isinstance(exc, ValueError):
@@ -143,22 +169,25 @@ class BatchRunner:
             response = {"status_code": status, "request_id": request_id, "body": body}
             result = {"id": request_id, "custom_id": line.custom_id, "line": number, "response": response}
             text = json.dumps(result | {"error": None})
-            await self._store.put_line(batch_id, number, text, self._ttl_s, failed=status != 200)
+            await self._store.put_line(run.batch_id, number, text, self._ttl_s, failed=status != 200)
 
-    async def _answer(
-        self, batch_id: str, caller: Caller, line: BatchLine, request_id: str
-    ) -> dict[str, Any]:
+    async def _answer(self, run: _Run, line: BatchLine, request_id: str) -> dict[str, Any]:
         submission = await asyncio.to_thread(_submission, line)
         idempotency = Idempotency(hashlib.sha256(request_id.encode()).hexdigest(), "batch")
         while True:
             try:
-                until = time.time() + self._gateway.settings.job_timeout_s
                 accepted = await self._gateway.submit(
-                    submission, request_id, idempotency, caller=caller, deadline_at=until
+                    submission, request_id, idempotency, caller=run.caller, deadline_at=run.expires_at
                 )
-                return _worded(line, accepted.job, await self._whole(batch_id, accepted))
-            except (TooBusy, Unavailable) as later:
+                run.missing_since.pop(submission.model, None)
+                return _worded(line, accepted.job, await self._whole(run.batch_id, accepted))
+            except (TooBusy, Unavailable, DeadlineExceeded) as later:
                 await asyncio.sleep(later.retry_after_s or RETRY_S)
+            except NotFound:  # of its model: other workers are there
+                since = run.missing_since.setdefault(submission.model, time.monotonic())
+                if time.monotonic() - since >= MODEL_WAIT_S:
+                    raise
+                await asyncio.sleep(RETRY_S)
 
     async def _whole(self, batch_id: str, accepted: Accepted) -> Description:
         answer = Answer(accepted.job, time.monotonic(), replayed=accepted.replayed)
@@ -173,11 +202,6 @@ class BatchRunner:
                 await self._gateway.leave(accepted.job, answer)
             raise
         raise Unavailable("The queue lost this job.", code="job_lost")
-
-
-def owner_of(name: str) -> str:
-    """Of a batch by the name it is stored under."""
-    return name.partition("/")[0]
 
 
 def _submission(line: BatchLine) -> Submission:

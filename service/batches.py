@@ -7,6 +7,7 @@ Must not know: how lines are run (`batch_runner`), HTTP.
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 import uuid
@@ -14,9 +15,11 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ValidationError
 
-from service.broker.batches import BatchStore, StoredBatch
+from service.admission import MAX_RETRY_S
+from service.broker.batches import BatchStore, StoredBatch, owner_of, stored_name
 from service.callers import Caller
-from service.errors import ApiError, BadField, NotFound, TooLarge, field_error
+from service.errors import ApiError, BadField, Forbidden, NotFound, TooBusy, TooLarge, field_error
+from service.protocol import Priority
 from service.queue_errors import queue_errors
 from service.schemas_batch import (
     BatchBody,
@@ -32,6 +35,7 @@ from service.schemas_batch import (
 FILE = re.compile(r"(file|output|errors)-([0-9a-f]{32})")
 BATCH = re.compile(r"batch-[0-9a-f]{32}")
 MAX_ERRORS_SHOWN = 100
+PRIORITY: Priority = "batch"
 RUNNING, ENDED = ("in_progress", "cancelling"), ("completed", "cancelled")
 
 
@@ -54,11 +58,8 @@ class BatchLimits:
     max_lines: int
     max_bytes: int
     ttl_s: int
-
-
-def stored_name(owner: str, name: str) -> str:
-    """Files and batches are kept under their owner's name, so that no other key finds them."""
-    return f"{owner}/{name}"
+    max_open: int
+    store_bytes: int
 
 
 class Batches:
@@ -86,17 +87,23 @@ class Batches:
         )
         with queue_errors():
             name = stored_name(owner, about.id)
-            await self._store.put_file(name, about.model_dump_json(), content, self._limits.ttl_s)
+            room_bytes, ttl_s = self._limits.store_bytes, self._limits.ttl_s
+            if not await self._store.put_file(name, about.model_dump_json(), content, ttl_s, room_bytes):
+                raise TooBusy(
+                    "There is no room for more files; delete some, or wait until they expire.",
+                    code="files_full",
+                    retry_after_s=MAX_RETRY_S,
+                )
         return about
 
     async def file(self, owner: str, file_id: str) -> FileObject:
-        kind, content = await self._read(owner, file_id)
-        if kind == "file":
+        if file_id.startswith("file-"):
             with queue_errors():
                 found = await self._store.file(stored_name(owner, file_id))
-            if found is not None:
-                return FileObject.model_validate_json(found.about)
-            raise _no_file()
+            if found is None:
+                raise _no_file()
+            return FileObject.model_validate_json(found.about)
+        content = await self.content(owner, file_id)
         batch = await self.batch(owner, f"batch-{file_id.partition('-')[2]}")
         return FileObject(
             id=file_id,
@@ -108,17 +115,7 @@ class Batches:
         )
 
     async def content(self, owner: str, file_id: str) -> bytes:
-        return (await self._read(owner, file_id))[1]
-
-    async def delete_file(self, owner: str, file_id: str) -> None:
-        with queue_errors():
-            name = stored_name(owner, file_id)
-            deleted = file_id.startswith("file-") and await self._store.delete_file(name)
-        if not deleted:
-            raise _no_file()
-
-    async def _read(self, owner: str, file_id: str) -> tuple[str, bytes]:
-        """Kind and content; a result is there once its batch has ended and has such lines."""
+        """A result is there once its batch has ended and has such lines."""
         match = FILE.fullmatch(file_id)
         content: bytes | None = None
         with queue_errors():
@@ -128,15 +125,24 @@ class Batches:
                 name = stored_name(owner, f"batch-{match[2]}")
                 batch = await self._store.batch(name)
                 if batch is not None and batch.state in ENDED:
-                    results = await self._store.results(name, failed=match[1] == "errors")
-                    content = results or None
-        if match is None or content is None:
+                    content = await self._store.results(name, failed=match[1] == "errors") or None
+        if content is None:
             raise _no_file()
-        return match[1], content
+        return content
+
+    async def delete_file(self, owner: str, file_id: str) -> None:
+        with queue_errors():
+            name = stored_name(owner, file_id)
+            deleted = file_id.startswith("file-") and await self._store.delete_file(name)
+        if not deleted:
+            raise _no_file()
 
     async def create(self, caller: Caller, body: BatchBody) -> BatchObject:
+        if PRIORITY not in caller.priorities:
+            raise Forbidden("This API key may not ask for batch work.", code="service_tier_not_allowed")
         file = stored_name(caller.name, body.input_file_id)
         with queue_errors():
+            await self._check_open(caller)
             content = await self._store.content(file)
         if content is None:
             raise NotFound("No such file, or it has expired.", param="input_file_id", code="file_not_found")
@@ -147,7 +153,8 @@ class Batches:
                 param="input_file_id",
                 code="too_many_lines",
             )
-        errors, now, batch_id = faults(lines, body.endpoint), int(time.time()), f"batch-{uuid.uuid4().hex}"
+        errors = await asyncio.to_thread(faults, lines, body.endpoint)
+        now, batch_id = int(time.time()), f"batch-{uuid.uuid4().hex}"
         about = AboutBatch(
             endpoint=body.endpoint,
             input_file_id=body.input_file_id,
@@ -163,9 +170,17 @@ class Batches:
             text, ttl_s = about.model_dump_json(), self._limits.ttl_s
             name = stored_name(caller.name, batch_id)
             await self._store.create(name, text, state, now, ttl_s, file)
-            if errors:
-                await self._store.close_batch(name)
         return await self.batch(caller.name, batch_id)
+
+    async def _check_open(self, caller: Caller) -> None:
+        """Those of many requests at once may be a few more."""
+        open_batches = await self._store.open_batches()
+        if sum(owner_of(name) == caller.name for name in open_batches) >= self._limits.max_open:
+            raise TooBusy(
+                f"{self._limits.max_open} batches are unfinished; at most so many are taken.",
+                code="batches_full",
+                retry_after_s=MAX_RETRY_S,
+            )
 
     async def batch(self, owner: str, batch_id: str) -> BatchObject:
         with queue_errors():

@@ -12,14 +12,14 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from fastapi import Request, Response
 
 from service.answers import Answer, server_timing
-from service.callers import caller_of
+from service.callers import Caller, caller_of
 from service.deadlines import deadline_at, timeout_s
 from service.errors import ApiError, BodyTimeout, ClientGone, TooBusy, as_api_error
 from service.gateway import Accepted, Gateway
@@ -27,11 +27,12 @@ from service.idempotency import read_idempotency
 from service.intake import Submission
 from service.jobs import accepted_response, job_url
 from service.metrics import GatewayMetrics
-from service.protocol import Event, Job
+from service.protocol import Event, Job, JobStatus
 from service.schemas import Description
 from service.sse import EventStream, unless_gone, with_heartbeat
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Wording(Protocol):
@@ -93,7 +94,7 @@ async def _answer(
     )
     headers = _headers(accepted)
     if asked.background:
-        return accepted_response(await gateway.job(accepted.job.id, caller), headers)
+        return accepted_response(await _status(gateway, accepted, caller), headers)
     left_s = until - time.time()
     accepted = replace(accepted, left_s=min(left_s, accepted.left_s or left_s))
     job, words = accepted.job, asked.words(accepted.job)
@@ -109,6 +110,13 @@ async def _answer(
         raise ClientGone("The client went away.")
     timing = server_timing(description.metrics, answer.elapsed_s())
     return Response(words.whole(description), media_type="application/json", headers=headers | timing)
+
+
+async def _status(gateway: Gateway, accepted: Accepted, caller: Caller) -> JobStatus:
+    """Nothing is asked of a job that was accepted just now: its client hears its id, whatever fails next."""
+    if accepted.replayed:
+        return await gateway.job(accepted.job.id, caller)
+    return JobStatus(accepted.job, "queued", attempt=0, last_seq=0, cancel_requested=False, terminal=None)
 
 
 def _traced(gateway: Gateway, request: Request) -> contextlib.AbstractContextManager[str]:
@@ -140,7 +148,20 @@ async def _enter(gateway: Gateway, request: Request, held: contextlib.AsyncExitS
         raise
 
 
-async def _read(request: Request, read: Callable[[Request], Awaitable[Asked]], timeout_s: float) -> Asked:
+@contextlib.asynccontextmanager
+async def body_of(request: Request, read: Callable[[Request], Awaitable[T]]) -> AsyncIterator[T]:
+    """Where no answer of the model is asked for: read in time, and one of the open requests until then."""
+    gateway: Gateway = request.app.state.gateway
+    async with contextlib.AsyncExitStack() as held:
+        try:
+            await _enter(gateway, request, held)
+        except TooBusy as busy:
+            gateway.metrics.rejected(busy.code)
+            raise
+        yield await _read(request, read, gateway.settings.body_timeout_s)
+
+
+async def _read(request: Request, read: Callable[[Request], Awaitable[T]], timeout_s: float) -> T:
     """A body that trickles in holds a place in admission, so it has a deadline too."""
     try:
         async with asyncio.timeout(timeout_s):

@@ -40,7 +40,7 @@ from service.intake import Picture, Submission
 from service.metrics import GatewayMetrics
 from service.params import TextLimits, job_params
 from service.prediction import predicted_tokens
-from service.protocol import Event, ImageRef, Job, JobStatus, ModelCard, WorkerInfo
+from service.protocol import Event, ImageRef, Job, JobStatus, ModelCard, WorkerInfo, picture_name
 from service.queue_errors import RETRY_AFTER_S, queue_errors
 from service.request_tracing import request_tracing
 from service.settings import GatewaySettings
@@ -119,14 +119,15 @@ class Gateway:
         await self._admit(job, caller, workers)
         try:
             pictures = await self._prepare(submission.images, card)
-            refs = tuple(ImageRef(sha256=p.sha256, height=p.height, width=p.width) for p in pictures)
+            named = [(picture_name(job.id, p.sha256), p) for p in pictures]
+            refs = tuple(ImageRef(sha256=name, height=p.height, width=p.width) for name, p in named)
             # From here on the queue's clock counts what is left to the deadline.
             update = {"images": refs, "created_at": time.time(), "traceparent": traceparent}
             job = job.model_copy(update=update)
             if job.deadline_at is not None and job.deadline_at <= job.created_at:
                 raise DeadlineExceeded("The deadline passed before the request was queued.")
             with queue_errors():
-                added = await self.broker.submit(job, {p.sha256: p.rgb for p in pictures}, idempotency)
+                added = await self.broker.submit(job, {name: p.rgb for name, p in named}, idempotency)
         except BaseException:
             with contextlib.suppress(BrokerError):  # then it falls due by itself
                 await self.broker.give_back(job.id)

@@ -6,12 +6,13 @@ Invariant: each object owns its registry; the two sides share no name but `build
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.metadata import version
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from service.admission import expected_wait_s
-from service.broker.base import ClaimBatch
+from service.broker.base import ClaimBatch, EndedWaiting
 from service.exposition import render_metrics
 from service.protocol import DoneData, QueueStats, WorkerInfo
 from service.running import DraftCounts, EngineLoad
@@ -31,6 +32,7 @@ REQUEST_BUCKETS_S = (
     *(10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0),
 )
 RETAINED_BUCKETS = (0, 16, 32, 48, 64, 96, 128, 160, 192, 256, 384, 576, 1152, 2304)
+ENDED_WAITING: tuple[EndedWaiting, ...] = ("cancelled", "expired")
 BATCH_BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 64, 128)
 
 
@@ -80,6 +82,15 @@ class GatewayMetrics(_Metrics):
         self._workers = self._gauge("workers_alive", "Workers with a live heartbeat.")
         self._redis_used = self._gauge("redis_memory_used_bytes", "Memory that Redis uses.")
         self._redis_limit = self._gauge("redis_memory_limit_bytes", "Its maxmemory; 0: none.")
+
+        self._ended_waiting = {
+            fate: self._counter(f"jobs_{fate}_waiting", f"Jobs {fate} before a worker had them.")
+            for fate in ENDED_WAITING
+        }
+
+    def ended_waiting(self, counts: Mapping[EndedWaiting, int]) -> None:
+        for fate, count in counts.items():
+            self._ended_waiting[fate].inc(count)
 
     def succeeded(self, finish_reason: str, e2e_s: float, ttft_s: float | None) -> None:
         self._success.labels(finish_reason).inc()

@@ -135,6 +135,12 @@ class GatewaySettings(_Settings):
     """Requests in one batch."""
     batch_max_bytes: int = Field(20 * 1024 * 1024, ge=1)
     """Of one batch's file."""
+    batch_max_open: int = Field(16, ge=1)
+    """Unfinished batches of one API key; over it, 429."""
+    batch_store_bytes: int = Field(256 * 1024 * 1024, ge=1)
+    """Of the files of all batches, one key's at most half; over it, 429. A file counts as 64 KiB at least."""
+    batch_running: int = Field(4, ge=1)
+    """Batches that one gateway runs at once: it holds their files in memory. Others wait."""
     batch_ttl_s: int = Field(24 * 3600, ge=60)
     """How long batches and their files are kept."""
     batch_look_s: float = Field(2.0, gt=0)

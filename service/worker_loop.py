@@ -163,6 +163,11 @@ class Worker:
                 return
 
     def _begin(self, claim: Claim) -> None:
+        # The queue must hear that we have it before the engine does: only then is it counted if we fail.
+        if self._broker.renew([claim.lease])[0]:
+            self._keeper.drop(claim.lease)
+            self._metrics.dropped("fenced")
+            return
         images = self._broker.blobs([image.sha256 for image in claim.job.images])
         for older in [other for other in self._jobs.values() if other.lease.job_id == claim.job.id]:
             self._forget(older, "fenced")

@@ -11,7 +11,7 @@ FAIR = rate_of(ALL, 'status!~"4.."')
 FAULTS = "({} or vector(0)) / {}".format(rate("request_failure", 'status=~"5.."'), FAIR)
 WAIT = f"max({metric('queue_expected_wait_seconds')} or {metric('queue_oldest_age_seconds')})"
 REDIS = f"{maximum('redis_memory_used_bytes')} / ({maximum('redis_memory_limit_bytes')} > 0)"
-FATES = ("redelivered", "fenced", "poisoned", "cancelled", "expired")
+FATES = ("redelivered", "fenced", "poisoned", "cancelled", "expired", "cancelled_waiting", "expired_waiting")
 
 NOW = Row(
     "Now",
@@ -114,7 +114,7 @@ QUEUE = Row(
         Panel(
             "What befell jobs",
             "Redelivered: their worker died. Fenced: their worker was too slow. Poisoned: given up.",
-            tuple(Query(rate(f"jobs_{fate}"), fate) for fate in FATES),
+            tuple(Query(rate(f"jobs_{fate}"), fate.replace("_", " ")) for fate in FATES),
             "ops",
         ),
         Panel(

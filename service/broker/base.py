@@ -55,6 +55,9 @@ class Behind(BrokerError):  # noqa: N818 - a state, named as the log reads it
         self.have = have
 
 
+EndedWaiting = Literal["cancelled", "expired"]
+
+
 @dataclass(frozen=True)
 class Idempotency:
     """key: a digest of the client's key and its scope. fingerprint: a digest of what was asked."""
@@ -126,10 +129,11 @@ class GatewayBroker(Protocol):
     async def submit(
         self, job: Job, blobs: Mapping[str, bytes], idempotency: Idempotency | None = None
     ) -> bool:
-        """Queues the job with its images (sha256 -> bytes) and takes the idempotency key, in one write.
+        """Queues the job with its images (name -> bytes) and takes the idempotency key, in one write.
 
-        False: this id is known, or another job has the key; nothing changed. Until the job has ended, this
-        side puts it back, as far as it had come, into a server that lost it.
+        Images under the job's name (`picture_name`) go when it ends. False: this id is known, or another job
+        has the key; nothing changed. Until the job has ended, this side puts it back, as far as it had come,
+        into a server that lost it.
         """
 
     async def keyed_job(self, key: str) -> KeyedJob | None:
@@ -154,6 +158,9 @@ class GatewayBroker(Protocol):
 
         Returns the seconds, by the queue's clock, until there may be something to end; 0: there is not.
         """
+
+    def take_ended_waiting(self) -> Mapping[EndedWaiting, int]:
+        """How many jobs this side ended while they waited, since the last call; workers count the others."""
 
     async def status(self, job_id: str) -> JobStatus | None:
         """None: never submitted, or expired since its end."""
@@ -213,14 +220,16 @@ class WorkerBroker(Protocol):
     def claim(self, limit: int) -> ClaimBatch:
         """At most `limit` jobs: first those whose lease ran out, then new ones, fairly. Does not block.
 
-        Only jobs of the model this broker was made for, and those that name none.
+        Only jobs of the model this broker was made for, and those that name none. Renew a lease before its
+        job is begun: a claim that was neither renewed nor written to may never have arrived, and counts as
+        no failed delivery.
         """
 
     def wait_for_work(self, timeout_s: float) -> bool:
         """Blocks until a job may be there (True) or the time is over; a spurious True is allowed."""
 
     def blobs(self, sha256s: Sequence[str]) -> list[bytes | None]:
-        """The images, None where one has expired."""
+        """The images, None where one is gone: expired, or its job has ended."""
 
     def publish(self, lease: Lease, events: Sequence[Event]) -> bool:
         """Appends events. True: the gateway asked for the job's end. Raises Fenced, Behind."""

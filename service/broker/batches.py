@@ -32,6 +32,45 @@ if owner and owner ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1
 """
+# KEYS[1]: the runner of a batch. ARGV: runner.
+_LET_GO = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
+return 1
+"""
+
+
+# KEYS: the file, sizes of all files. ARGV: what begins any file's key; name, owner's prefix, bytes of this;
+# the limit of all; what is known of it, its ttl. Returns 1 where there is room, and takes it.
+_TAKE_ROOM = """
+local all, own = tonumber(ARGV[4]), tonumber(ARGV[4])
+local sizes = redis.call('HGETALL', KEYS[2])
+for i = 1, #sizes, 2 do
+  local name, bytes = sizes[i], tonumber(sizes[i + 1])
+  if redis.call('EXISTS', ARGV[1] .. name) == 0 then
+    redis.call('HDEL', KEYS[2], name)
+  else
+    all = all + bytes
+    if string.sub(name, 1, #ARGV[3]) == ARGV[3] then own = own + bytes end
+  end
+end
+local limit = tonumber(ARGV[5])
+if all > limit or own > limit / 2 then return 0 end
+redis.call('HSET', KEYS[1], 'about', ARGV[6])
+redis.call('EXPIRE', KEYS[1], ARGV[7])
+redis.call('HSET', KEYS[2], ARGV[2], ARGV[4])
+return 1
+"""
+_LEAST_BYTES = 64 * 1024  # that a file counts: bounds how many there are to be summed
+
+
+def stored_name(owner: str, name: str) -> str:
+    """Files and batches are kept under their owner's name, so that no other key finds them."""
+    return f"{owner}/{name}"
+
+
+def owner_of(name: str) -> str:
+    """By the name that something is stored under."""
+    return name.partition("/")[0]
 
 
 @dataclass(frozen=True)
@@ -54,13 +93,15 @@ class StoredBatch:
 class BatchStore(Protocol):
     """Every method may raise `BrokerUnavailable`."""
 
-    async def put_file(self, file_id: str, about: str, content: bytes, ttl_s: int) -> None: ...
+    async def put_file(self, file_id: str, about: str, content: bytes, ttl_s: int, room_bytes: int) -> bool:
+        """room_bytes: for the files of all owners, for one's a half of it. False where there is none left."""
+
     async def file(self, file_id: str) -> StoredFile | None: ...
     async def content(self, file_id: str) -> bytes | None: ...
     async def delete_file(self, file_id: str) -> bool: ...
 
     async def create(self, batch_id: str, about: str, state: str, now: int, ttl_s: int, file_id: str) -> None:
-        """Runners find it among `open_batches`; its file is kept as long as it is."""
+        """In progress, it is found by runners among `open_batches`; its file is kept as long as it is."""
 
     async def batch(self, batch_id: str) -> StoredBatch | None: ...
 
@@ -75,7 +116,8 @@ class BatchStore(Protocol):
     async def take(self, batch_id: str, runner: str, ttl_s: float) -> bool:
         """Claims or renews; False where another runner has it."""
 
-    async def let_go(self, batch_id: str) -> None: ...
+    async def let_go(self, batch_id: str, runner: str) -> None:
+        """Of a batch that another runner has by now, nothing changes."""
 
     async def put_line(self, batch_id: str, number: int, line: str, ttl_s: int, *, failed: bool) -> None: ...
     async def done_lines(self, batch_id: str) -> set[int]: ...
@@ -92,17 +134,26 @@ class RedisBatchStore:
         self._client = async_client(settings)
         self._move = self._client.register_script(_MOVE)
         self._take = self._client.register_script(_TAKE)
+        self._take_room = self._client.register_script(_TAKE_ROOM)
+        self._let_go = self._client.register_script(_LET_GO)
 
     async def aclose(self) -> None:
         await self._client.aclose()
 
-    async def put_file(self, file_id: str, about: str, content: bytes, ttl_s: int) -> None:
-        key = self._key("file", file_id)
+    async def put_file(self, file_id: str, about: str, content: bytes, ttl_s: int, room_bytes: int) -> bool:
+        key, owner = self._key("file", file_id), stored_name(owner_of(file_id), "")
+        size_bytes = max(len(content), _LEAST_BYTES)
         with translated():
-            pipe = self._client.pipeline()
-            pipe.hset(key, mapping={"about": about, "content": content})
-            pipe.expire(key, ttl_s)
-            await pipe.execute()
+            keys, args = [key, self._prefix + "batch:sizes"], [self._key("file", ""), file_id, owner]
+            if not await self._take_room(keys=keys, args=[*args, size_bytes, room_bytes, about, ttl_s]):
+                return False
+            try:
+                writing: Any = self._client.hset(key, "content", content)
+                await writing
+            except BaseException:
+                await self._client.delete(key)  # and with it its room
+                raise
+        return True
 
     async def file(self, file_id: str) -> StoredFile | None:
         key = self._key("file", file_id)
@@ -130,7 +181,8 @@ class RedisBatchStore:
             pipe.hset(key, mapping={"about": about, "state": state, f"at:{state}": now})
             pipe.expire(key, ttl_s)
             pipe.expire(self._key("file", file_id), ttl_s)
-            pipe.sadd(self._open, batch_id)
+            if state == "in_progress":
+                pipe.sadd(self._open, batch_id)
             await pipe.execute()
 
     async def batch(self, batch_id: str) -> StoredBatch | None:
@@ -165,9 +217,9 @@ class RedisBatchStore:
             key = self._key("runner", batch_id)
             return bool(await self._take(keys=[key], args=[runner, int(ttl_s * 1000)]))
 
-    async def let_go(self, batch_id: str) -> None:
+    async def let_go(self, batch_id: str, runner: str) -> None:
         with translated():
-            await self._client.delete(self._key("runner", batch_id))
+            await self._let_go(keys=[self._key("runner", batch_id)], args=[runner])
 
     async def put_line(self, batch_id: str, number: int, line: str, ttl_s: int, *, failed: bool) -> None:
         key = self._key("errors" if failed else "output", batch_id)

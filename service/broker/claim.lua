@@ -53,7 +53,8 @@ local alone = false
 
 -- True where the job runs now.
 local function admit(entry, id)
-  local job = redis.call('HMGET', job_key(id), 'job', 'state', 'attempt', 'seq', 'released', 'cancel', 'deadline')
+  local job = redis.call('HMGET', job_key(id), 'job', 'state', 'attempt', 'seq', 'released', 'cancel', 'deadline',
+                         'run', 'unheard')
   local state, attempt, seq = job[2], tonumber(job[3]), tonumber(job[4])
   if not job[1] or (state ~= 'queued' and state ~= 'running') then
     drop_entry(entry)
@@ -71,6 +72,11 @@ local function admit(entry, id)
     return false
   end
   local failed = attempt - tonumber(job[5])
+  if state == 'running' and job[9] and job[9] == job[8] then -- its claim may never have arrived: nobody failed
+    failed = failed - 1
+    redis.call('HDEL', job_key(id), 'unheard')
+    redis.call('HINCRBY', job_key(id), 'released', 1)
+  end
   if failed >= max_deliveries then
     count.poisoned = count.poisoned + 1
     redis.call('XADD', DEAD, 'MAXLEN', '~', MAX_DEAD, '*', 'id', id, 'attempt', attempt, 'reason', 'delivery_limit')
@@ -86,7 +92,7 @@ local function admit(entry, id)
     alone = true
   end
   if attempt > 0 then count.redelivered = count.redelivered + 1 end
-  redis.call('HSET', job_key(id), 'state', 'running', 'attempt', attempt + 1, 'run', run)
+  redis.call('HSET', job_key(id), 'state', 'running', 'attempt', attempt + 1, 'run', run, 'unheard', run)
   keep_job(id, job[7])
   local left_ms = job[7] ~= '' and tonumber(job[7]) - now or ''
   local waited_ms = math.max(0, now - tonumber(string.match(entry, '^(%d+)-')))

@@ -1,6 +1,7 @@
 -- How a job begins, is heard of, and ends: once, with its terminal event, its entry out of the stream, its
 -- reservation given back.
 local LOOK_AGAIN_MS = 30000
+local MAX_LEFT_MS = 1e12 -- 31 years; Redis takes no expiry in more than some digits
 
 local function drop_entry(entry)
   redis.call('XACK', JOBS, GROUP, entry)
@@ -11,25 +12,41 @@ local function append(id, attempt, seq, event)
   redis.call('XADD', events_key(id), 'MAXLEN', '~', MAX_EVENTS, attempt .. '-' .. seq, 'e', event)
 end
 
+-- A picture under its job's name (`picture_name`) is that job's alone. Under a bare digest, as older gateways
+-- name them, it may be the picture of others too, who are not counted anywhere: that goes when its time is up.
+local function blob_key(name) return PREFIX .. 'blob:' .. name end
+local function is_own(id, name) return string.sub(name, 1, #id + 1) == id .. ':' end
+
+-- Before the job's hash goes. What a script older than this leaves behind goes when its time is up.
+local function drop_pictures(id)
+  for name in string.gmatch(redis.call('HGET', job_key(id), 'pictures') or '', '%S+') do
+    redis.call('UNLINK', blob_key(name))
+  end
+end
+
 -- Puts an unknown job behind the others. left_ms: until its deadline, '' for none. blobs_from, blobs_to: the
--- ARGV with sha256 and bytes of each image; a blob that another job waits with never expires sooner for it.
+-- ARGV with name and bytes of each image; a blob that another job waits with never expires sooner for it.
 local function enqueue(id, body, left_ms, key, fingerprint, attempt, seq, blobs_from, blobs_to)
   local asked = cjson.decode(body)
   local owner, priority, model = asked.owner or '', asked.priority or INTERACTIVE, asked.model or ''
   local lane = lane_of(model, owner)
   local tokens = string.format('%.0f', math.max(1, asked.predicted_tokens or 1))
+  local left = left_ms ~= '' and tonumber(left_ms) or 0
+  if left > MAX_LEFT_MS then error('the deadline is too far away') end -- before anything is written
+  local deadline = left_ms ~= '' and string.format('%.0f', now_ms() + left) or ''
+  local blob_ttl = left_ms ~= '' and math.max(1, math.ceil(left / 1000)) + SLACK_S or tonumber(JOB_TTL)
   local entry = redis.call('XADD', JOBS, '*', 'id', id) -- the first write: this a full server refuses
-  local deadline = left_ms ~= '' and string.format('%.0f', now_ms() + tonumber(left_ms)) or ''
-  local blob_ttl = left_ms ~= '' and math.max(1, math.ceil(tonumber(left_ms) / 1000)) + SLACK_S or tonumber(JOB_TTL)
+  local own = {}
   for i = blobs_from, blobs_to - 1, 2 do
-    local blob = PREFIX .. 'blob:' .. ARGV[i]
+    local blob = blob_key(ARGV[i])
+    if is_own(id, ARGV[i]) then own[#own + 1] = ARGV[i] end
     local ttl = redis.call('TTL', blob)
     if ttl == -2 then redis.call('SET', blob, ARGV[i + 1], 'EX', blob_ttl)
     elseif ttl < blob_ttl then redis.call('EXPIRE', blob, blob_ttl) end
   end
   redis.call('HSET', job_key(id), 'job', body, 'state', 'queued', 'attempt', attempt, 'seq', seq,
              'released', attempt, 'entry', entry, 'deadline', deadline, 'idempotency', key,
-             'lane', lane, 'priority', priority, 'tokens', tokens, 'model', model)
+             'lane', lane, 'priority', priority, 'tokens', tokens, 'model', model, 'pictures', table.concat(own, ' '))
   keep_job(id, deadline)
   reserve(id, tokens, owner) -- where its reservation was lost, or it never had one
   redis.call('ZADD', DUE, deadline == '' and now_ms() + JOB_TTL * 1000 or deadline, id)
@@ -47,6 +64,7 @@ local function end_job(id, entry, state, event, ended_by)
   redis.call('EXPIRE', events_key(id), RESULT_TTL)
   local key = redis.call('HGET', job_key(id), 'idempotency')
   if key and key ~= '' then redis.call('EXPIRE', idempotency_key(key), RESULT_TTL) end
+  drop_pictures(id)
   drop_entry(entry)
   give_back(id)
 end

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import logging
 import uuid
+from collections import Counter
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from service.broker.base import (
     BrokerUnavailable,
+    EndedWaiting,
     Full,
     Idempotency,
     JobNotFound,
@@ -53,6 +55,7 @@ _SCRIPTS = (
     *("stats", "survey", "keyed", "restore"),
 )
 _FIRST = (0, 0)
+_DATA_LOST = "the server lost its data: jobs may still be put back"
 _HOLD_MS = 60_000  # how long a reservation may lack its job
 
 
@@ -70,6 +73,7 @@ class RedisGatewayBroker:
         self._header = script_header(self._keys, settings)
         self._scripts = {name: Script(script_source(name)) for name in _SCRIPTS}
         self._submit_apart = self._client.register_script(script_source("submit"))
+        self._ended_waiting: Counter[EndedWaiting] = Counter()
         inbox = self._keys.inbox(uuid.uuid4().hex)
         self._custody = Custody(self._run, self._awaited, self._lost, settings.job_ttl_s)
         blocking = Line(self._lines_client, settings.command_timeout_s + BLOCK_MS / 1000)
@@ -103,9 +107,11 @@ class RedisGatewayBroker:
     async def admit(self, asked: Reservation) -> Full | None:
         limits = (asked.limit, asked.owner_limit or 0, _HOLD_MS)
         reply = await self._run("admit", asked.job_id, asked.tokens, asked.owner, *limits)
-        if reply[0] == 0:
+        which, reserved_tokens, expired = reply
+        self._ended_waiting["expired"] += expired
+        if which == 0:
             return None
-        return Full("queue" if reply[0] == 1 else "owner", reply[1])
+        return Full("queue" if which == 1 else "owner", reserved_tokens)
 
     async def give_back(self, job_id: str) -> None:
         await self._run("give_back", job_id)
@@ -122,7 +128,7 @@ class RedisGatewayBroker:
         except BrokerUnavailable:
             # Whether the script ran is not known: the same again changes nothing, or accepts it.
             try:
-                added = await self._submit(job, blobs, idempotency) or idempotency is None
+                added = await self._submit(job, blobs, idempotency) or await self._has_key(job, idempotency)
             except BrokerUnavailable:
                 if idempotency is None:  # a key lets the client find the job, if there is one
                     self._custody.disown(job)
@@ -130,6 +136,13 @@ class RedisGatewayBroker:
         if added:
             self._custody.hold(job, blobs, idempotency)
         return added
+
+    async def _has_key(self, job: Job, idempotency: Idempotency | None) -> bool:
+        """Of a job that is queued, or whose key another one has."""
+        if idempotency is None:
+            return True
+        holder = await self.keyed_job(idempotency.key)
+        return holder is not None and holder.job_id == job.id
 
     async def _submit(self, job: Job, blobs: Mapping[str, bytes], idempotency: Idempotency | None) -> bool:
         left_ms = "" if job.deadline_at is None else int((job.deadline_at - job.created_at) * 1000)
@@ -160,7 +173,7 @@ class RedisGatewayBroker:
         if holder:
             return KeyedJob(holder[0].decode(), holder[1].decode())
         if self._custody.in_doubt():
-            raise _data_lost()
+            raise BrokerUnavailable(_DATA_LOST)
         return None
 
     async def events(
@@ -185,10 +198,18 @@ class RedisGatewayBroker:
                     return
 
     async def cancel(self, job_id: str) -> bool:
-        return bool(await self._run("cancel", job_id))
+        did = await self._run("cancel", job_id)
+        self._ended_waiting["cancelled"] += did == 2
+        return bool(did)
 
     async def expire(self, job_id: str) -> float:
-        return float(await self._run("expire", job_id)) / 1000
+        left_ms = await self._run("expire", job_id)
+        self._ended_waiting["expired"] += left_ms == -1
+        return max(0.0, float(left_ms)) / 1000
+
+    def take_ended_waiting(self) -> Mapping[EndedWaiting, int]:
+        taken, self._ended_waiting = self._ended_waiting, Counter()
+        return taken
 
     async def status(self, job_id: str) -> JobStatus | None:
         names = ("job", "state", "attempt", "seq", "cancel", "terminal", "deadline")
@@ -236,7 +257,7 @@ class RedisGatewayBroker:
             attempt = held.events[-1].attempt if held.events else 0
             return JobStatus(held.job, "queued", attempt, len(held.events), False, None)
         if await self._custody.data_was_lost():
-            raise _data_lost()
+            raise BrokerUnavailable(_DATA_LOST)
         return None
 
     def _awaited(self) -> list[str]:
@@ -261,10 +282,6 @@ class RedisGatewayBroker:
                 self._line.drop()
                 await self._client.connection_pool.disconnect()
             raise
-
-
-def _data_lost() -> BrokerUnavailable:
-    return BrokerUnavailable("the server lost its data: jobs may still be put back")
 
 
 @contextmanager

@@ -7,6 +7,7 @@ for i = 6, #ARGV, 4 do
   else
     redis.pcall('XCLAIM', JOBS, GROUP, CONSUMER, 0, ARGV[i + 3], 'JUSTID') -- sets idle time to 0
     keep_job(ARGV[i], job[5])
+    redis.call('HDEL', job_key(ARGV[i]), 'unheard') -- who renews has the claim: from now on its failure counts
     answer[#answer + 1] = job[4] == '1' and 1 or 0
   end
 end

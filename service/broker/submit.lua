@@ -1,5 +1,5 @@
 -- ARGV[6..10]: job id, job JSON, ms until its deadline ('' for none), idempotency key ('' for none), fingerprint;
--- then sha256 and bytes of each image. Returns 1, or 0 where the id is known or a living job has the key.
+-- then name and bytes of each image. Returns 1, or 0 where the id is known or a living job has the key.
 local id, key = ARGV[6], ARGV[9]
 if redis.call('EXISTS', job_key(id)) == 1 then
   wake(model_of(id)) -- harmless; a write, so that who waits for replicas behind this call waits for the job

@@ -7,5 +7,6 @@ step_out(job[3], job[4], job[5], job[1], id)
 give_back(id)
 local key = idempotency_key(job[2])
 if job[2] ~= '' and redis.call('HGET', key, 'job') == id then redis.call('DEL', key) end
+drop_pictures(id)
 redis.call('DEL', job_key(id), events_key(id))
 return 1

@@ -11,6 +11,7 @@ end
 local have = tonumber(job[3])
 if first > have + 1 then return {-2, have} end
 keep_job(id, job[8]) -- first: a full server takes the rest after a write that needs no memory
+redis.call('HDEL', job_key(id), 'unheard') -- who writes has the claim
 for seq = have + 1, last do append(id, attempt, seq, ARGV[11 + seq - first]) end
 if last > have then redis.call('HSET', job_key(id), 'seq', last) end
 if final ~= '' then

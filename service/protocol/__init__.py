@@ -21,7 +21,7 @@ from service.protocol.events import (
     TokenData,
     parse_event_id,
 )
-from service.protocol.job import ImageRef, Job, JobParams, Priority, Turn
+from service.protocol.job import ImageRef, Job, JobParams, Priority, Turn, picture_name
 from service.protocol.keys import Keys
 from service.protocol.message import WIRE_VERSION, Message, UnsupportedVersion, VersionedMessage
 from service.protocol.status import JobState, JobStatus, QueueStats
@@ -56,4 +56,5 @@ __all__ = [
     "VersionedMessage",
     "WorkerInfo",
     "parse_event_id",
+    "picture_name",
 ]

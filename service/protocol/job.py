@@ -12,11 +12,20 @@ Priority = Literal["interactive", "batch"]
 
 
 class ImageRef(Message):
-    """One prepared picture: raw RGB uint8, row-major, height * width * 3 bytes, at the card's image spec."""
+    """One prepared picture: raw RGB uint8, row-major, height * width * 3 bytes, at the card's image spec.
+
+    sha256: its name in the queue, see `picture_name`. Older gateways write the bare digest: such a picture
+    may be several jobs', and goes when its time is up.
+    """
 
     sha256: str
     height: int
     width: int
+
+
+def picture_name(job_id: str, digest: str) -> str:
+    """Under its job's name a picture is that job's alone, and goes when the job ends."""
+    return f"{job_id}:{digest}"
 
 
 class JobParams(Message):

@@ -12,7 +12,8 @@ from fastapi import APIRouter, Path, Request, Response
 from service.batches import Batches
 from service.callers import caller_of
 from service.errors import BadField, UnsupportedMedia
-from service.form import read_form
+from service.exchange import body_of
+from service.form import Part, read_form
 from service.intake import content_type, json_body
 from service.openapi import inlined
 from service.schemas import error_responses
@@ -66,23 +67,30 @@ def batches_of(request: Request) -> Batches:
 @router.post(
     "/v1/files",
     summary="Upload the requests of a batch",
-    responses=error_responses(400, 401, 413, 415, 429, 503),
+    responses=error_responses(400, 401, 408, 413, 415, 429, 503),
     openapi_extra=UPLOAD,
 )
 async def upload_file(request: Request) -> FileObject:
+    async with body_of(request, _upload) as (name, content):
+        return await batches_of(request).take_file(caller_of(request).name, name, content)
+
+
+async def _upload(request: Request) -> tuple[str, bytes]:
     if content_type(request) != "multipart/form-data":
         raise UnsupportedMedia("Send multipart/form-data.")
-    form = {part.name: part for part in await read_form(request, max_files=2, max_fields=8)}
-    for name in form:
-        if name not in FIELDS:
-            raise BadField(name, f"Unknown field: '{name}'.", code="unknown_field")
+    form: dict[str, Part] = {}
+    for part in await read_form(request, max_files=2, max_fields=8):
+        if part.name not in FIELDS:
+            raise BadField(part.name, f"Unknown field: '{part.name}'.", code="unknown_field")
+        if part.name in form:
+            raise BadField(part.name, f"'{part.name}' is given more than once.")
+        form[part.name] = part
     purpose, file = form.get("purpose"), form.get("file")
     if purpose is None or purpose.filename is not None or purpose.text != PURPOSE:
         raise BadField("purpose", f"'purpose' must be '{PURPOSE}'.")
     if file is None or file.filename is None:
         raise BadField("file", "'file' is required, as a file.", code="missing_field")
-    name = file.filename or "requests.jsonl"
-    return await batches_of(request).take_file(caller_of(request).name, name, file.data)
+    return file.filename or "requests.jsonl", file.data
 
 
 @router.get("/v1/files/{file_id}", summary="A file of a batch", responses=error_responses(401, 404, 503))
@@ -113,13 +121,14 @@ async def delete_file(file_id: FileId, request: Request) -> DeletedFile:
 @router.post(
     "/v1/batches",
     summary="Run a file of requests",
-    responses=error_responses(400, 401, 404, 413, 415, 429, 503),
+    responses=error_responses(400, 401, 403, 404, 408, 413, 415, 429, 503),
     openapi_extra=CREATE,
 )
 async def create_batch(request: Request) -> BatchObject:
     """A file with unreadable lines is not run: the batch is `failed`, and `errors` names the lines."""
-    body = BatchBody.model_validate_json(await json_body(request), strict=True)
-    return await batches_of(request).create(caller_of(request), body)
+    async with body_of(request, json_body) as raw:
+        body = BatchBody.model_validate_json(raw, strict=True)
+        return await batches_of(request).create(caller_of(request), body)
 
 
 @router.get("/v1/batches/{batch_id}", summary="A batch's progress", responses=error_responses(401, 404, 503))

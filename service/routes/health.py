@@ -61,5 +61,6 @@ async def metrics(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
     with contextlib.suppress(Unavailable):  # the gauges keep what they saw last
         gateway.metrics.see_queue(*await gateway.look())
+    gateway.metrics.ended_waiting(gateway.broker.take_ended_waiting())
     body = await render_metrics(gateway.metrics.registry, gateway.settings.worker_metrics_urls)
     return Response(body, media_type=CONTENT_TYPE_LATEST)

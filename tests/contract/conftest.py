@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from service.broker.base import Lease
 from service.broker.redis import RedisGatewayBroker, RedisWorkerBroker
 from service.embedded_redis import EmbeddedRedis
 from service.protocol import Event, Job, TokenData
@@ -83,3 +84,10 @@ def claim_one(broker: RedisWorkerBroker, within_s: float = 20.0) -> Any:
             return batch.claims[0]
         broker.wait_for_work(0.05)
     raise AssertionError("no job came")
+
+
+def begun(broker: RedisWorkerBroker) -> Lease:
+    """A claim, as a worker has it that begins its job."""
+    lease: Lease = claim_one(broker).lease
+    assert broker.renew([lease]) == ([], [])
+    return lease

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass, field
+from typing import cast
 
 from service.broker.connection import script_header, script_source, sync_client
 from service.broker.redis import RedisWorkerBroker
@@ -35,7 +36,8 @@ class Queue:
         return self._scripts[name](keys=[self.keys.jobs], args=[*self._header, *args])
 
     def admit(self, job_id: str, tokens: int, owner: str = "", limit: int = NO_LIMIT) -> bool:
-        return self.run("admit", job_id, tokens, owner, limit, 0, 60_000) == [0]
+        which, *_ = cast("list[int]", self.run("admit", job_id, tokens, owner, limit, 0, 60_000))
+        return which == 0
 
     def submit(self, owner: str, tokens: int, priority: Priority = "interactive", job_id: str = "") -> str:
         job = make_job(owner=owner, predicted_tokens=tokens, priority=priority)

@@ -11,7 +11,7 @@ from service.broker.base import Full, Reservation
 from service.broker.redis import RedisGatewayBroker, RedisWorkerBroker
 from service.protocol import Job
 from service.settings import RedisSettings
-from tests.contract.conftest import WorkerFactory, claim_one, done, make_job, token
+from tests.contract.conftest import WorkerFactory, begun, claim_one, done, make_job, token
 from tests.contract.test_queue import collect
 
 
@@ -74,7 +74,7 @@ async def _end(gateway: RedisGatewayBroker, worker: RedisWorkerBroker, job: Job,
     elif end == "claim-expired":
         assert worker.claim(1).expired == 1
     else:
-        lease = claim_one(worker).lease
+        lease = begun(worker)
         if end == "finish":
             for _ in range(2):
                 worker.finish(lease, [done(1, 1)])
@@ -118,6 +118,8 @@ async def test_expired_jobs_end_though_no_worker_takes_any(gateway: RedisGateway
     late = make_job(predicted_tokens=900, deadline_at=time.time() - 1)
     await gateway.submit(late, {})
     assert await gateway.admit(asked(make_job(predicted_tokens=900))) is None
+    assert gateway.take_ended_waiting() == {"expired": 1}
+    assert gateway.take_ended_waiting() == {}
     assert [event.data["code"] for event in await collect(gateway, late.id)] == ["deadline_exceeded"]
 
 

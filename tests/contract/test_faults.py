@@ -13,7 +13,7 @@ from service.broker.redis import RedisGatewayBroker, RedisWorkerBroker
 from service.embedded_redis import EmbeddedRedis
 from service.protocol import Keys
 from service.settings import RedisSettings
-from tests.contract.conftest import WorkerFactory, claim_one, done, make_job, token
+from tests.contract.conftest import WorkerFactory, begun, claim_one, done, make_job, token
 from tests.contract.test_queue import collect
 from tests.redis_fixture import short_settings
 
@@ -145,7 +145,7 @@ async def test_a_job_that_kills_its_workers_goes_to_the_dead_letters(
     worker = new_worker(lease_s=0.0, max_deliveries=2)
     job = make_job()
     await gateway.submit(job, {})
-    assert [claim_one(worker).lease.attempt for _ in range(2)] == [1, 2]
+    assert [begun(worker).attempt for _ in range(2)] == [1, 2]
     assert worker.claim(1).poisoned == 1
     assert [event.data["code"] for event in await collect(gateway, job.id)] == ["delivery_limit"]
     assert (await gateway.queue_stats()).dead == 1
@@ -158,7 +158,8 @@ async def test_of_several_last_chances_one_is_taken_at_a_time(
     jobs = {job.id for job in (make_job(), make_job(), make_job())}
     for job_id in jobs:
         await gateway.submit(make_job(id=job_id), {})
-    assert len(new_worker(max_deliveries=2).claim(4).claims) == 3
+    dying = new_worker(max_deliveries=2)
+    assert dying.renew([claim.lease for claim in dying.claim(4).claims]) == ([], [])
     worker = new_worker(lease_s=0.0, max_deliveries=2)
     other = new_worker(lease_s=60, max_deliveries=2)
     (first,) = worker.claim(4).claims

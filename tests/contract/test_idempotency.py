@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
-from service.broker.base import Idempotency, KeyedJob
+import pytest
+
+from service.broker.base import BrokerUnavailable, Idempotency, KeyedJob
 from service.broker.redis import RedisGatewayBroker, RedisWorkerBroker
 from service.protocol import Keys
 from service.settings import RedisSettings
@@ -37,6 +40,29 @@ async def test_a_repeated_submit_keeps_its_own_key(gateway: RedisGatewayBroker):
     assert await gateway.submit(job, {}, KEY)
     assert not await gateway.submit(job, {}, KEY)
     assert await gateway.keyed_job("k") == KeyedJob(job.id, "f")
+
+
+async def test_a_job_whose_first_reply_was_lost_is_accepted_and_held(
+    gateway: RedisGatewayBroker, monkeypatch: pytest.MonkeyPatch
+):
+    """The repeat said "known", which was taken for another job's key: an empty server then lost the job."""
+    submit, calls = gateway._submit, 0
+
+    async def once_unheard(*args: Any) -> bool:
+        nonlocal calls
+        calls += 1
+        added = await submit(*args)
+        if calls == 1:
+            raise BrokerUnavailable("the reply was lost")
+        return added
+
+    monkeypatch.setattr(gateway, "_submit", once_unheard)
+    job, other = make_job(), make_job()
+    assert await gateway.submit(job, {}, KEY)
+    assert gateway._custody.held(job.id)
+    calls = 0
+    assert not await gateway.submit(other, {}, KEY)
+    assert not gateway._custody.held(other.id)
 
 
 async def test_the_key_expires_with_the_result(

@@ -6,6 +6,7 @@ import asyncio
 import time
 
 import pytest
+import redis
 
 from service.broker.redis import RedisGatewayBroker, RedisWorkerBroker
 from service.protocol import Keys
@@ -23,6 +24,15 @@ async def test_a_second_job_with_the_same_image_never_shortens_its_life(gateway:
         ttls.append(await gateway._client.ttl(gateway._keys.blob("ab")))
     assert ttls[0] <= 65
     assert min(ttls[1:]) > 4900
+
+
+async def test_a_deadline_that_cannot_be_kept_leaves_nothing_behind(gateway: RedisGatewayBroker):
+    """Its expiry was refused when its entry was in the stream: an entry without a job, for ever."""
+    now = time.time()
+    with pytest.raises(redis.ResponseError, match="too far away"):
+        await gateway.submit(make_job(created_at=now, deadline_at=now + 1e20), {"ab": b"raw"})
+    written = set(await gateway._client.keys(gateway._keys.prefix + "*"))
+    assert written <= {gateway._keys.generation.encode()}
 
 
 @pytest.mark.parametrize("skew_s", [-7200, 7200])

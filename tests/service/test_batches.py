@@ -12,10 +12,12 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
+from service import batch_runner
+from service.errors import NotFound
 from service.protocol import ErrorData, Job
 from service.settings import GatewaySettings
 from tests.service.gateway_fixture import Live, eventually, on_a_port
-from tests.service.scripted_worker import ScriptedWorker, apple
+from tests.service.scripted_worker import CARD, ScriptedWorker, apple
 from tests.service.test_chat import USER
 from tests.service.test_describe import PNG64, error_of
 
@@ -149,6 +151,9 @@ async def test_limits(ai: AsyncOpenAI, live: Live, worker: ScriptedWorker) -> No
         error_of(await client.post("/v1/files", data={"purpose": "batch"}), 415)
         error = error_of(await client.post("/v1/files", files=file | {"extra": ("b", b"")}), 400)
         assert error["param"] == "extra"
+        for twice in ([*file.items(), *file.items()], [("purpose", (None, "batch"))] * 2):  # the last one won
+            error = error_of(await client.post("/v1/files", files=twice), 400)
+            assert "more than once" in error["message"]
         error = error_of(
             await client.post("/v1/batches", json={"input_file_id": "file-1", "endpoint": "/"}), 400
         )
@@ -208,6 +213,38 @@ async def test_a_gateway_that_dies_is_taken_over(settings: GatewaySettings, work
         batch = await ended(ai, batch.id)
         assert batch.request_counts.model_dump() == {"total": 8, "completed": 8, "failed": 0}
     assert sorted(job.prompt for job in worker.jobs) == [f"p{n}" for n in range(8)]
+
+
+async def test_a_fleet_of_other_models_delays_and_fails_nothing_at_first(
+    ai: AsyncOpenAI, live: Live, worker: ScriptedWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the last worker of a model was restarted beside those of another, its lines failed; and a line
+    had an hour from its own first try: behind more work than that it failed as well."""
+    ask, missed = live.gateway.submit, []
+
+    async def seen(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return await ask(*args, **kwargs)
+        except NotFound as missing:
+            missed.append(missing)
+            raise
+
+    monkeypatch.setattr(live.gateway, "submit", seen)
+    monkeypatch.setattr(batch_runner, "RETRY_S", 0.01)
+    worker.card = CARD.model_copy(update={"model_id": "other"})
+    worker.heartbeat()
+    lines = jsonl(line("c", "/v1/chat/completions", model=CARD.model_id, messages=[USER]))
+    batch = await submit(ai, lines, "/v1/chat/completions")
+    await eventually(lambda: bool(missed))
+    worker.card = CARD
+    worker.heartbeat()
+    assert (await ended(ai, batch.id)).request_counts.completed == 1
+    assert [job.deadline_at for job in worker.jobs] == [batch.expires_at]
+    monkeypatch.setattr(batch_runner, "MODEL_WAIT_S", 0)
+    wrong = jsonl(line("c", "/v1/chat/completions", model="mistyped", messages=[USER]))
+    batch = await ended(ai, (await submit(ai, wrong, "/v1/chat/completions")).id)
+    (error,) = await results(ai, batch.error_file_id)
+    assert error["response"]["body"]["error"]["code"] == "model_not_found"
 
 
 async def test_an_empty_fleet_delays_and_fails_nothing(

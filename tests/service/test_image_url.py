@@ -242,5 +242,5 @@ async def test_describe_and_chat_fetch(live: Live, worker: ScriptedWorker, serve
         assert said.status_code == 200, said.text
         server.answers["/page"] = answer(b"<html>")
         error_of(await client.post("/v1/describe", json={"image": url_of(server, "/page").url}), 415)
-    first, second = (job.images[0].sha256 for job in worker.jobs)
-    assert first == second
+    first, second = (job.images[0].sha256.split(":") for job in worker.jobs)
+    assert (first[1], first[0]) == (second[1], worker.jobs[0].id)

@@ -10,8 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
+from service.broker.base import BrokerUnavailable
 from service.protocol import ErrorData
 from service.settings import GatewaySettings
+from tests.contract.conftest import make_job
 from tests.service.gateway_fixture import Live, eventually, in_process, on_a_port
 from tests.service.scripted_worker import ScriptedWorker, failing
 from tests.service.test_describe import PNG64, error_of, post_form
@@ -48,6 +50,38 @@ async def events(client: httpx.AsyncClient, location: str, after: str | None = N
         assert response.status_code == 200
         assert response.headers["Content-Type"].startswith("text/event-stream")
         return [sent async for sent in parse(response.aiter_lines()) if sent.event]
+
+
+async def test_an_accepted_job_is_named_whatever_fails_next(
+    live: Live, worker: ScriptedWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its status was asked for the answer's sake: a 503 without an id, and the job ran for nobody."""
+
+    async def away(job_id: str) -> None:
+        raise BrokerUnavailable("away")
+
+    worker.hold()
+    async with httpx.AsyncClient(base_url=live.url, timeout=60) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(live.gateway.broker, "status", away)
+            location = await start(client)
+        assert (await client.delete(location)).status_code == 200
+
+
+async def test_jobs_that_end_before_a_worker_has_them_are_counted(live: Live) -> None:
+    """They were in nobody's counters: a worker counts what it claims."""
+    with ScriptedWorker(live.gateway.settings.redis) as worker:
+        worker.hold()
+        async with httpx.AsyncClient(base_url=live.url, timeout=60) as client:
+            await start(client)
+            await eventually(lambda: len(worker.jobs) == 1)
+            assert (await client.delete(await start(client))).status_code == 200
+            late = make_job(deadline_at=time.time() - 1)
+            await live.gateway.broker.submit(late, {})
+            await live.gateway.broker.expire(late.id)
+            text = (await client.get("/metrics")).text
+    assert "twigvlm_jobs_cancelled_waiting_total 1.0" in text
+    assert "twigvlm_jobs_expired_waiting_total 1.0" in text
 
 
 async def test_accepted_at_once_and_answered_later(client: httpx.AsyncClient, worker: ScriptedWorker) -> None:

@@ -207,6 +207,16 @@ async def test_tokens_in_flight(keyed: GatewaySettings, file: Path, worker: Scri
         await client.delete(first.headers["Location"], headers=bearer(ALICE))
 
 
+async def test_a_key_without_batch_work_makes_no_batches(keyed: GatewaySettings, file: Path) -> None:
+    """It got 403 for the tier, and ran whole files at it."""
+    write_keys(file, KeyFile(keys=(entry("alice", ALICE, priorities=("interactive",)), entry("bob", BOB))))
+    batch = {"input_file_id": "file-1", "endpoint": URL}
+    async with in_process(keyed) as client:
+        denied = await client.post("/v1/batches", json=batch, headers=bearer(ALICE))
+        assert error_of(denied, 403)["code"] == "service_tier_not_allowed"
+        error_of(await client.post("/v1/batches", json=batch, headers=bearer(BOB)), 404)
+
+
 async def test_priorities(keyed: GatewaySettings, file: Path, worker: ScriptedWorker) -> None:
     write_keys(file, KeyFile(keys=(entry("alice", ALICE, priorities=("batch",)), entry("bob", BOB))))
     async with in_process(keyed) as client:

@@ -87,7 +87,8 @@ def test_a_log_line_is_json_without_what_the_user_sent():
 PROMISED = {
     "gateway": """request_success request_failure admission_rejections time_to_first_token_seconds
         e2e_request_latency_seconds request_preprocess_time_seconds queue_lag queue_pending
-        queue_oldest_age_seconds queue_dead_letter queue_expected_wait_seconds build_info""",
+        queue_oldest_age_seconds queue_dead_letter queue_expected_wait_seconds jobs_cancelled_waiting
+        jobs_expired_waiting build_info""",
     "worker": """num_requests_running num_requests_waiting prompt_tokens generation_tokens image_tokens
         image_tokens_retained image_tokens_pruned image_token_layers image_token_layers_kept
         spec_decode_num_drafts spec_decode_num_draft_tokens spec_decode_num_accepted_tokens

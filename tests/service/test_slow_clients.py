@@ -102,6 +102,40 @@ async def test_a_head_without_end_is_431_and_a_broken_one_400(settings: GatewayS
             assert (status, body["error"]["type"]) == (400, "invalid_request_error")
 
 
+UPLOADS = {"/v1/files": "multipart/form-data; boundary=x", "/v1/batches": "application/json"}
+
+
+def begun(path: str) -> bytes:
+    """A request whose body of nine bytes does not come."""
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {UPLOADS[path]}\r\nContent-Length: 9\r\n"
+    return (head + "Connection: close\r\n\r\n-").encode()
+
+
+@pytest.mark.parametrize("path", UPLOADS)
+async def test_files_and_batches_have_a_time_to_arrive(settings: GatewaySettings, path: str) -> None:
+    """Only what asks the model had one: a file could be sent as slowly as one liked."""
+    quick = settings.model_copy(update={"body_timeout_s": QUICK_S})
+    async with on_a_port(quick) as live, connection(live) as (reader, writer):
+        writer.write(begun(path))
+        status, body = await answer(reader)
+        assert (status, body["error"]["code"]) == (408, "body_timeout")
+        assert live.gateway.admission.in_flight == 0
+
+
+@pytest.mark.parametrize("path", UPLOADS)
+async def test_files_and_batches_count_as_open_requests(settings: GatewaySettings, path: str) -> None:
+    async with on_a_port(settings.model_copy(update={"max_open_requests": 1})) as live:
+        async with (
+            connection(live) as (_, writer),
+            httpx.AsyncClient(base_url=live.url, timeout=60) as client,
+        ):
+            writer.write(begun(path))
+            await eventually(lambda: live.gateway.admission.in_flight == 1)
+            refused = await client.post(path, json={})
+            assert (refused.status_code, refused.json()["error"]["code"]) == (429, "gateway_full")
+        await eventually(lambda: live.gateway.admission.in_flight == 0)
+
+
 async def answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, dict[str, str]]]:
     async with asyncio.timeout(60):
         text = (await reader.read()).decode()
