@@ -23,7 +23,7 @@ HYSTERESIS = 1.03
 TRIAL_ROUNDS = 2
 # The cost that counts is the median of so many last rounds.
 REMEMBERED_ROUNDS = 5
-# How often the limit is thought over: a round of a small model takes no longer than ten such thoughts.
+# How often a limit that is known well is thought over: a small model's round takes ten such thoughts.
 ROUNDS_A_CHOICE = 8
 # Rounds until the best other limit is timed again; twice as many each time it loses, and so many at least
 # that the trial costs no more than this share of the rounds.
@@ -80,6 +80,9 @@ class Costs:
         rounds = self.seconds.setdefault(limit, deque(maxlen=REMEMBERED_ROUNDS))
         rounds.append(seconds)
         self.timed[limit] = median(rounds) if len(rounds) > TRIAL_ROUNDS else min(rounds)
+
+    def is_new(self, limit: int) -> bool:
+        return len(self.seconds.get(limit, ())) < REMEMBERED_ROUNDS
 
     def cost(self, limit: int, like: Costs | None = None) -> float:
         """Seconds of a round; between two limits that were timed by interpolation.
@@ -167,7 +170,7 @@ class Governor:
         costs.until_trial -= 1
         if costs.until_trial <= 0:
             costs.try_out(self._rival(costs))
-        elif costs.until_trial % ROUNDS_A_CHOICE == 0:
+        elif costs.until_trial % ROUNDS_A_CHOICE == 0 or costs.is_new(costs.limit):
             self._choose(costs)
 
     def _go_on_trying(self, costs: Costs) -> None:
