@@ -166,7 +166,7 @@ def _report(
         f"Each row is the first but for what it names: {ablations.steps} steps of training, "
         f"{items} items of the validation split, θ={THRESHOLD:g}, γ={DRAFTS}. Speed is decoding one answer "
         f"at a time at R̄={TIMED_BUDGET} with drafts, as a multiple of the same base unpruned without drafts. "
-        "By `python -m model.train.ablations`."
+        f"By `python -m model.train.ablations --steps {ablations.steps} --scenes {ablations.scenes}`."
     )
     figures = (("RelAcc", "rel_acc", 3), ("acceptance", "acceptance", 3), ("length", "tokens_per_round", 2))
     columns = ["variant", *(f"{name}, R̄={budget}" for name, _, _ in figures for budget in BUDGETS), "speed"]
