@@ -151,7 +151,7 @@ class Governor:
             for known, costs in self._costs.items()
             if known != load
             and known[1] == held
-            and max(rows, known[0]) <= 2 * min(rows, known[0])
+            and 2 * max(rows, known[0]) <= 3 * min(rows, known[0])
             and costs.seconds.keys() >= {0, self._most}
         ]
         return self._costs[min(near, key=lambda known: abs(known[0] - rows))] if near else None
