@@ -29,7 +29,7 @@ from model.entrance import Entrance
 from model.generation import Generation, Times
 from model.governor import Governor
 from model.limits import card_of, kv_budget, limits_of
-from model.native.library import load_library
+from model.native.library import decodes
 from model.randomness import sampler_of
 from model.request import FinishReason, Request, RequestError, Result, SamplingParams, StepOutput
 from model.rounds import Rounds
@@ -114,7 +114,7 @@ class Engine:
             torch.set_num_threads(config.threads)
         base_path, twig_path = resolve(base, twig)
         where = torch.device(device)
-        kind = resolve_dtype(dtype, where, native=_native(config, where))
+        kind = resolve_dtype(dtype, where, native=decodes(config.kernels, where))
         with torch.inference_mode():
             adapter = load_adapter(base_path, dtype=kind, device=where, config=config)
             loaded = load_twig(
@@ -214,20 +214,7 @@ class Engine:
         return self._adapter.shape, len(self._adapter.layers)
 
     def stats(self) -> EngineStats:
-        scheduler, vision = self._scheduler, self._runner.vision
-        return EngineStats(
-            running=len(scheduler.running),
-            waiting=len(scheduler.waiting),
-            batch_size=self._batch_size,
-            kv_bytes_used=self._memory.reserved_bytes(g.prompt.kv for g in scheduler.running),
-            kv_bytes_allocated=self._runner.cache.allocated_bytes(),
-            kv_bytes_capacity=self._memory.capacity_bytes,
-            free_slots=0 if scheduler.waiting else scheduler.free_slots,
-            image_cache_hits=vision.features.uses.hits,
-            image_cache_misses=vision.features.uses.misses,
-            prefix_cache_hits=vision.prefixes.uses.hits,
-            prefix_cache_misses=vision.prefixes.uses.misses,
-        )
+        return EngineStats.of(self._scheduler, self._runner, self._memory, self._batch_size)
 
     def check_integrity(self) -> None:
         """Asserts that an engine without work holds nothing in its cache."""
@@ -306,8 +293,3 @@ class Engine:
 
     def _output(self, generation: Generation) -> StepOutput:
         return self._outputs.setdefault(generation.request_id, StepOutput(generation.request_id))
-
-
-def _native(config: EngineConfig, device: torch.device) -> bool:
-    """Whether native kernels will decode; compiles them where that is still to be done."""
-    return config.kernels != "torch" and device.type == "cpu" and load_library() is not None

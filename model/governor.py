@@ -89,18 +89,17 @@ class Costs:
 
         like: a load whose rounds grow with the limit as these do.
         """
-        known = self.timed
-        if limit in known:
-            return known[limit]
+        if limit in self.timed:
+            return self.timed[limit]
         if like is not None and like.seconds:
-            nearest = min(known, key=lambda timed: abs(timed - limit), default=None)
+            nearest = min(self.timed, key=lambda timed: abs(timed - limit), default=None)
             return like.cost(limit) * (
-                1.0 if nearest is None else known[nearest] / max(like.cost(nearest), LEAST_S)
+                1.0 if nearest is None else self.timed[nearest] / max(like.cost(nearest), LEAST_S)
             )
-        low = max((timed for timed in known if timed < limit), default=min(known))
-        high = min((timed for timed in known if timed > limit), default=max(known))
+        low = max((timed for timed in self.timed if timed < limit), default=min(self.timed))
+        high = min((timed for timed in self.timed if timed > limit), default=max(self.timed))
         share = (limit - low) / (high - low) if high > low else 0.0
-        return known[low] + share * (known[high] - known[low])
+        return self.timed[low] + share * (self.timed[high] - self.timed[low])
 
     def try_out(self, limit: int) -> None:
         self.trial, self.trial_rounds = limit, TRIAL_ROUNDS

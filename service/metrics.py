@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.metadata import version
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -32,7 +33,6 @@ REQUEST_BUCKETS_S = (
     *(10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0),
 )
 RETAINED_BUCKETS = (0, 16, 32, 48, 64, 96, 128, 160, 192, 256, 384, 576, 1152, 2304)
-ENDED_WAITING: tuple[EndedWaiting, ...] = ("cancelled", "expired")
 BATCH_BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 64, 128)
 
 
@@ -85,7 +85,7 @@ class GatewayMetrics(_Metrics):
 
         self._ended_waiting = {
             fate: self._counter(f"jobs_{fate}_waiting", f"Jobs {fate} before a worker had them.")
-            for fate in ENDED_WAITING
+            for fate in get_args(EndedWaiting)
         }
 
     def ended_waiting(self, counts: Mapping[EndedWaiting, int]) -> None:

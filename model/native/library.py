@@ -108,3 +108,8 @@ def load_library() -> Library | None:
     except OSError as error:  # its OpenMP runtime is not there
         log.warning("no native kernels, decoding will be slower: %s", error)
         return None
+
+
+def decodes(kernels: str, device: torch.device) -> bool:
+    """kernels: as in EngineConfig. Compiles them where that is still to be done."""
+    return kernels != "torch" and device.type == "cpu" and load_library() is not None

@@ -265,3 +265,12 @@ def _fail(followed: Followed, error: BrokerError) -> None:
 def _heard(reply: asyncio.Future[Any]) -> bool:
     """Takes notice of an error; whoever needs the server meets it too."""
     return not reply.cancelled() and reply.exception() is None
+
+
+@contextmanager
+def readable(job_id: str) -> Iterator[None]:
+    """What does not decode is Unreadable."""
+    try:
+        yield
+    except ValueError as error:
+        raise Unreadable(f"{job_id}: {type(error).__name__}") from error

@@ -10,8 +10,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 from service.broker.base import (
@@ -23,7 +22,6 @@ from service.broker.base import (
     KeyedJob,
     Rate,
     Reservation,
-    Unreadable,
 )
 from service.broker.connection import (
     async_client,
@@ -34,7 +32,7 @@ from service.broker.connection import (
 )
 from service.broker.custody import Custody, key_and_fingerprint, new_name
 from service.broker.line import Command, Line, Script
-from service.broker.reader import BLOCK_MS, EventReader
+from service.broker.reader import BLOCK_MS, EventReader, readable
 from service.broker.sentinel import close_sentinels
 from service.protocol import (
     TERMINAL,
@@ -219,7 +217,7 @@ class RedisGatewayBroker:
         if state is None:
             return await self._missing(job_id)
         left_s = int(deadline) / 1000 - int(clock[0]) - int(clock[1]) / 1e6 if deadline else None
-        with _readable(job_id):
+        with readable(job_id):
             ended = Event.decode(terminal) if terminal else None
             known = Job.decode(job)
         return JobStatus(known, state.decode(), int(attempt), int(seq), cancel == b"1", ended, left_s)
@@ -282,14 +280,6 @@ class RedisGatewayBroker:
                 self._line.drop()
                 await self._client.connection_pool.disconnect()
             raise
-
-
-@contextmanager
-def _readable(job_id: str) -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        raise Unreadable(f"{job_id}: {type(error).__name__}") from error
 
 
 def _worker_info(raw: bytes) -> WorkerInfo | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from model.native.library import Library, load_library
 from tests.model.harness import World
 from tests.model.reference import Reference
 from tests.model.tiny import Shape, TwigShape
@@ -41,3 +42,11 @@ def tame_reference(tame: World) -> Reference:
 @pytest.fixture(scope="session", params=["wild", "tame"])
 def world(request: pytest.FixtureRequest) -> World:
     return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="session")
+def library() -> Library:
+    found = load_library()
+    if found is None:
+        pytest.skip("no native kernels on this machine")
+    return found
