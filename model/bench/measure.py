@@ -8,7 +8,7 @@ Knows neither transformers nor the engine.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -56,11 +56,16 @@ class Arrivals:
 
 @dataclass(frozen=True)
 class Figures:
-    """One repeat of one method: its batches together."""
+    """One repeat of one method: its batches together.
+
+    bandwidth: bytes a second that the memory gave meanwhile; roofline: the share of it that was reached.
+    """
 
     tokens_per_s: float
     ttft_ms: float
     acceptance: float | None
+    bandwidth: float | None = None
+    roofline: float | None = None
 
     @classmethod
     def of(cls, runs: Sequence[Arrivals]) -> Figures:
@@ -76,9 +81,14 @@ class Figures:
 
     @classmethod
     def median(cls, repeats: Sequence[Figures]) -> Figures:
-        rates = [figures.acceptance for figures in repeats if figures.acceptance is not None]
+        def middle(values: Iterable[float | None]) -> float | None:
+            known = [value for value in values if value is not None]
+            return statistics.median(known) if known else None
+
         return cls(
             tokens_per_s=statistics.median(figures.tokens_per_s for figures in repeats),
             ttft_ms=statistics.median(figures.ttft_ms for figures in repeats),
-            acceptance=statistics.median(rates) if rates else None,
+            acceptance=middle(figures.acceptance for figures in repeats),
+            bandwidth=middle(figures.bandwidth for figures in repeats),
+            roofline=middle(figures.roofline for figures in repeats),
         )

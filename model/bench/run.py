@@ -15,7 +15,8 @@ What is fair here:
   pruning shortens by a word changes nothing. Where natural answers are shorter than MIN_NATURAL_TOKENS
   on average (a model that was never trained), all are forced to max_tokens, and `machine.answers` says so.
 - The methods take turns within every repeat, after one unmeasured turn; figures are medians over repeats.
-- roofline is the share of what the memory gives (`model.bench.roofline`); plain decoding alone has one, since
+- roofline is the share of what the memory gives (`model.bench.roofline`) just before and after the decoding,
+  the better of both, since a shared machine gives now more, now less; plain decoding alone has one, since
   pruning changes nothing of the weights that are read and drafts change how often they are.
 - ratio divides by `generate` at batch 1 of the same run; it is null where that was not asked for.
 """
@@ -25,7 +26,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,6 @@ class Bench:
         self.limits = self._settle_answers()
         shape, layers = self.engine.decoder
         self.weight_bytes = decode_bytes(shape, layers, DTYPES[self.dtype])
-        self.bandwidth = read_bandwidth(self.weight_bytes, config.threads)
 
     def _other_side(self, base: Path) -> tuple[GenerateSide | None, str]:
         config, dtype = self.config, self.config.generate_dtype
@@ -132,6 +132,18 @@ class Bench:
         mode = Mode.of(self.engine.card, self.retained(case.method), case.method in SPECULATING)
         return [self.ours.run(prompts, self.limits, mode) for prompts in self.batches(case.batch)]
 
+    def figures(self, case: Case) -> Figures:
+        if case.method != "plain":
+            return Figures.of(self.measure(case))
+        before = self._bandwidth()
+        figures = Figures.of(self.measure(case))
+        bandwidth = max(before, self._bandwidth())
+        reached = share(figures.tokens_per_s, case.batch, self.weight_bytes, bandwidth)
+        return replace(figures, bandwidth=bandwidth, roofline=reached)
+
+    def _bandwidth(self) -> float:
+        return read_bandwidth(self.weight_bytes, self.config.threads)
+
     def _settle_answers(self) -> Limits:
         """Natural answers where they are long enough; looks at one unpruned answer to each picture."""
         natural = Limits(self.config.max_tokens, natural=True)
@@ -155,11 +167,12 @@ def _measure_all(config: BenchConfig, bench: Bench, progress: Progress) -> dict[
     for number, (repeat, case) in enumerate(turns):
         when = f"repeat {repeat}" if repeat else "warm-up"
         progress(f"{when}: {case.method}, batch {case.batch}", number / len(turns))
-        figures = Figures.of(bench.measure(case))
+        figures = bench.figures(case)
         if repeat:
             measured[case].append(figures)
     medians = {case: Figures.median(repeats) for case, repeats in measured.items()}
     unit = medians.get(Case("generate", 1))
+    read = [figures.bandwidth for figures in medians.values() if figures.bandwidth is not None]
     answers = "natural" if bench.limits.natural else "forced"
     return {
         "machine": machine(config.threads)
@@ -167,7 +180,7 @@ def _measure_all(config: BenchConfig, bench: Bench, progress: Progress) -> dict[
             "answers": answers,
             "repeats": config.repeats,
             "kernels": bench.engine.kernels,
-            "read_gb_per_s": round(bench.bandwidth / 1e9, 2),
+            "read_gb_per_s": round(statistics.median(read) / 1e9, 2) if read else None,
             "weight_mb": round(bench.weight_bytes / 1e6, 1),
         },
         "results": [_row(config, bench, case, figures, unit) for case, figures in medians.items()],
@@ -177,7 +190,6 @@ def _measure_all(config: BenchConfig, bench: Bench, progress: Progress) -> dict[
 def _row(
     config: BenchConfig, bench: Bench, case: Case, figures: Figures, unit: Figures | None
 ) -> dict[str, Any]:
-    roofline = share(figures.tokens_per_s, case.batch, bench.weight_bytes, bench.bandwidth)
     return {
         "model": config.model,
         "dtype": bench.peer_dtype if case.method.startswith("generate") else bench.dtype,
@@ -189,5 +201,5 @@ def _row(
         "ttft_ms": round(figures.ttft_ms, 2),
         "acceptance": None if figures.acceptance is None else round(figures.acceptance, 4),
         "ratio": None if unit is None else round(figures.tokens_per_s / unit.tokens_per_s, 3),
-        "roofline": round(roofline, 4) if case.method == "plain" else None,
+        "roofline": None if figures.roofline is None else round(figures.roofline, 4),
     }
