@@ -16,7 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from model.checkpoint import EMBEDDED_BASE, EMBEDDED_TWIG
+from model.checkpoint import EMBEDDED_BASE, EMBEDDED_TWIG, WEIGHTS_FILE, file_sha256
 from model.evaluate.answers import Answers, fingerprint
 from model.evaluate.items import ITEMS_A_SCENE, Item, scenes_bench
 from model.evaluate.run import Asker, Entry, Loader
@@ -88,6 +88,10 @@ class Ablations:
     @property
     def folder(self) -> Path:
         return self.paths.runs / f"ablations-{fingerprint(self.paths.base)}-{self.steps}"
+
+    @property
+    def weights(self) -> str:
+        return file_sha256(self.paths.base / WEIGHTS_FILE)[:12]
 
     def train(self, variant: Variant) -> Path:
         """The directory of its twig."""
@@ -166,7 +170,8 @@ def _report(
         f"Each row is the first but for what it names: {ablations.steps} steps of training, "
         f"{items} items of the validation split, θ={THRESHOLD:g}, γ={DRAFTS}. Speed is decoding one answer "
         f"at a time at R̄={TIMED_BUDGET} with drafts, as a multiple of the same base unpruned without drafts. "
-        f"By `python -m model.train.ablations --steps {ablations.steps} --scenes {ablations.scenes}`."
+        f"By `python -m model.train.ablations --steps {ablations.steps} --scenes {ablations.scenes}`, of the "
+        f"base whose weights have a SHA-256 that begins with {ablations.weights}."
     )
     figures = (("RelAcc", "rel_acc", 3), ("acceptance", "acceptance", 3), ("length", "tokens_per_round", 2))
     columns = ["variant", *(f"{name}, R̄={budget}" for name, _, _ in figures for budget in BUDGETS), "speed"]
