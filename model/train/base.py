@@ -6,7 +6,8 @@ decoder starts with pictures that it can already read. Then everything but the t
 the visual tokens a scene at their own positions (cheap, and the model will meet pruned pictures anyway),
 ending with all of them; then with the visual tokens hidden from layer `DROP_LAYER` on in most steps, so that
 the model learns to have read the picture by then. At last a head of the first layer is made to match words
-and patches (`matching`), and then questions are taught (`questions`).
+and patches (`matching`) and to carry what stands there (`carrying`), one behind the drop layer to carry it on
+(`fetching`), and then questions are taught (`questions`).
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from model.scenes.compose import GRID, Scene, object_patches, patches_of
 from model.scenes.words import PLACES
+from model.train import carrying, fetching
 from model.train.batches import IMAGE_TOKENS, Stage, random_batch
 from model.train.features import FeaturePool
+from model.train.forward import forward_packed
 from model.train.loop import Checkpoint, Phase, cosine_rate, phase_at, run_steps, stage_at, update
 from model.train.matching import install, word_ids
 from model.train.pack import Packed, Packer
@@ -191,6 +194,8 @@ class BaseRun:
     def _step(self, step: int) -> dict[str, float]:
         if step == MATCHING_FROM:
             install(self.vlm, self.pool, self.tokenizer)
+            carrying.install(self.vlm, self.pool, self.tokenizer)
+            fetching.install(self.vlm, self.pool, self.tokenizer, DROP_LAYER)
         stage = stage_at(STAGES, step)
         packed, visual = random_batch(self.pool, self.packer, stage, [step, 11])
         hide = np.random.default_rng([step, 17]).random() < stage.hidden
@@ -215,30 +220,3 @@ def answer_loss(logits: torch.Tensor, packed: Packed) -> torch.Tensor:
 def learning_rate(step: int) -> float:
     phase, into = phase_at(PHASES, step)
     return cosine_rate(phase.rate, into, phase.warmup_steps, into / phase.steps)
-
-
-def forward_packed(
-    vlm: LlavaForConditionalGeneration, packed: Packed, visual: torch.Tensor, drop_layer: int | None = None
-) -> torch.Tensor:
-    """Last hidden states [B, N, hidden]; `visual` [B, V, tower hidden] is not projected yet.
-
-    From `drop_layer` on the visual tokens are gone; their rows of the result are what they were by then.
-    """
-    text = vlm.model.language_model
-    rows = torch.arange(len(packed.ids))[:, None]
-    hidden = text.embed_tokens(packed.ids)
-    hidden = hidden.index_put((rows, packed.visual_at), vlm.model.multi_modal_projector(visual))
-    shown, mask, positions = None, packed.mask, packed.positions
-    first, count = int(packed.visual_at[0, 0]), packed.visual_at.shape[1]
-    for number, layer in enumerate(text.layers):
-        if number == drop_layer:
-            is_text = torch.ones(hidden.shape[1], dtype=torch.bool)
-            is_text[first : first + count] = False
-            shown, hidden = hidden[:, ~is_text], hidden[:, is_text]
-            mask, positions = mask[:, :, is_text][..., is_text], positions[:, is_text]
-        if number in (0, drop_layer):
-            rotary = text.rotary_emb(hidden, position_ids=positions)
-        hidden = layer(hidden, attention_mask=mask, position_ids=positions, position_embeddings=rotary)
-    if shown is not None:
-        hidden = torch.cat([hidden[:, :first], shown, hidden[:, first:]], 1)
-    return text.norm(hidden)

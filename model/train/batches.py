@@ -41,12 +41,12 @@ def random_batch(
     rng = np.random.default_rng(seed)
     picks = rng.choice(pool.with_at_most(stage.objects), size=stage.batch)
     count = int(rng.integers(stage.visual[0], stage.visual[1] + 1))
-    kept = [_visual_tokens(pool.scenes[pick], rng, count) for pick in picks]
+    kept = [random_visual_tokens(pool.scenes[pick], rng, count) for pick in picks]
     asked = [turns(pool.scenes[pick], rng, stage.questions, stage.descriptions) for pick in picks]
     return packer.pack(asked, kept), pool.visual(picks, kept)
 
 
-def _visual_tokens(scene: Scene, rng: np.random.Generator, count: int) -> np.ndarray:
+def random_visual_tokens(scene: Scene, rng: np.random.Generator, count: int) -> np.ndarray:
     """`count` ascending indices, object patches as likely as all the ground together."""
     shown = object_patches(scene)
     odds = np.where(shown, 1 / shown.sum(), 1 / (~shown).sum())

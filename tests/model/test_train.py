@@ -26,9 +26,10 @@ from model.train import tower as tower_module
 from model.train import twig as twig_module
 from model.train.ablations import VARIANTS, Ablations
 from model.train.ablations import run as run_ablations
-from model.train.base import BaseRun, forward_packed, new_base
+from model.train.base import BaseRun, new_base
 from model.train.batches import IMAGE_TOKENS, Stage
 from model.train.features import FeaturePool, build_pool
+from model.train.forward import forward_packed
 from model.train.loop import stage_at
 from model.train.pack import Packer
 from model.train.recipe import Paths, write_base
