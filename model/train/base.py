@@ -22,12 +22,12 @@ from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from model.scenes.compose import GRID, Scene, object_patches, patches_of
 from model.scenes.words import PLACES
-from model.train import carrying, fetching
+from model.train import carrying, fetching, matching
 from model.train.batches import IMAGE_TOKENS, Stage, random_batch
 from model.train.features import FeaturePool
 from model.train.forward import forward_packed
 from model.train.loop import Checkpoint, Phase, cosine_rate, phase_at, run_steps, stage_at, update
-from model.train.matching import install, word_ids
+from model.train.matching import word_ids
 from model.train.pack import Packed, Packer
 from model.train.questions import Questions
 from model.train.tower import TOWER_CONFIG
@@ -193,7 +193,7 @@ class BaseRun:
 
     def _step(self, step: int) -> dict[str, float]:
         if step == MATCHING_FROM:
-            install(self.vlm, self.pool, self.tokenizer)
+            matching.install(self.vlm, self.pool, self.tokenizer)
             carrying.install(self.vlm, self.pool, self.tokenizer)
             fetching.install(self.vlm, self.pool, self.tokenizer, DROP_LAYER)
         stage = stage_at(STAGES, step)

@@ -25,6 +25,7 @@ from model.scenes.language import Turn
 from model.scenes.words import COLOR_NAMES, NOUNS, PLACES, SIZES, at_place, plural
 from model.train.batches import IMAGE_TOKENS
 from model.train.features import FeaturePool
+from model.train.forward import embed_packed
 from model.train.matching import word_ids
 from model.train.pack import Packer
 
@@ -37,8 +38,10 @@ WRITTEN, LOUD = 0.15, 0.2
 GATE = 4.0  # silu(GATE * r) * r: what is told for certain counts, what is a little likely does not
 QUIET_SHARE = 40  # of patches and other words, for which the neurons are to be silent, one in so many
 PLACE_WORDS = tuple(dict.fromkeys(word for place in PLACES for word in place.split()))
-AT = tuple(dict.fromkeys(at_place(place).split()[0].capitalize() for place in PLACES))  # begins an answer
-TOLD = (*PLACE_WORDS, *SIZES, *COLOR_NAMES, "Yes", *AT)
+_BEGINNING = {
+    place: at_place(place).split()[0].capitalize() for place in PLACES
+}  # of an answer: "At", "On", "In"
+TOLD = (*PLACE_WORDS, *SIZES, *COLOR_NAMES, "Yes", *dict.fromkeys(_BEGINNING.values()))
 
 
 @torch.no_grad()
@@ -55,9 +58,17 @@ def install(
     attention.v_proj.weight[-size:] = 0
     attention.o_proj.weight[:, -size:] = 0
     length, _ = hearing.lengths()
-    attention.v_proj.weight[-size : -size + len(reads)] = reads
-    attention.o_proj.weight[:, -size : -size + len(reads)] = WRITTEN * length * words.T
+    put(vlm, 0, reads, WRITTEN * length * words)
     hearing.make_loud(words)
+
+
+def put(vlm: LlavaForConditionalGeneration, layer: int, reads: Tensor, writes: Tensor) -> None:
+    """Into the first dimensions of a layer's last head: what it reads and, each in its place, writes
+    [told, hidden]."""
+    size = vlm.config.text_config.head_dim
+    attention = vlm.model.language_model.layers[layer].self_attn
+    attention.v_proj.weight[-size : -size + len(reads)] = reads
+    attention.o_proj.weight[:, -size : -size + len(reads)] = writes.T
 
 
 def fit(seen: Tensor, told: Tensor) -> Tensor:
@@ -70,8 +81,8 @@ def what_is_told(scene: Scene, noun: str) -> Tensor:
     """[TOLD and cells]: one where it holds of some object of the noun."""
     things = [thing for thing in scene.objects if thing.noun == noun]
     words = {word for o in things for word in (*o.place.split(), o.size, color_of(o))}
-    words |= {at_place(things[0].place).split()[0].capitalize()} if things else set()
-    words |= {"Yes"} if things else set()
+    if things:
+        words |= {"Yes", _BEGINNING[things[0].place]}
     cells = {thing.place for thing in things}
     return torch.tensor([float(word in words) for word in TOLD] + [float(place in cells) for place in PLACES])
 
@@ -173,16 +184,13 @@ class Hearing:
             turns.append(Turn("where", way.format(plural(noun) if "many" in way else noun), "Yes."))
         kept = [np.arange(IMAGE_TOKENS)]
         packed = self.packer.pack([turns], kept)
-        picture = self.vlm.model.multi_modal_projector(self.pool.visual(np.array([number]), kept))
-        states = text.embed_tokens(packed.ids).index_put(
-            (torch.zeros(1, 1, dtype=torch.long), packed.visual_at), picture
-        )
+        states = embed_packed(self.vlm, packed, self.pool.visual(np.array([number]), kept))
         rotary = text.rotary_emb(states, position_ids=packed.positions)
         mixed, _ = self.layer.self_attn(
             self.layer.input_layernorm(states), attention_mask=packed.mask, position_embeddings=rotary
         )
         before = states + mixed
         behind = before + self.layer.mlp(self.layer.post_attention_layernorm(before))
-        is_noun = torch.isin(packed.ids[0], self.nouns)
+        is_noun = packed.named(self.nouns)
         facts = torch.stack([what_is_told(scene, noun) for noun in asked])
         return before[0], behind[0], is_noun, facts

@@ -15,7 +15,7 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 from model.scenes.language import QUESTIONS
 from model.scenes.words import NOUNS
 from model.train.batches import random_visual_tokens
-from model.train.carrying import TOLD, directions, fit, what_is_told
+from model.train.carrying import TOLD, directions, fit, put, what_is_told
 from model.train.features import FeaturePool
 from model.train.forward import forward_packed
 from model.train.matching import word_ids
@@ -30,12 +30,9 @@ def install(
     vlm: LlavaForConditionalGeneration, pool: FeaturePool, tokenizer: PreTrainedTokenizerFast, layer: int
 ) -> None:
     """Into the first values of the last head of `layer`; what these did before is lost."""
-    first = (vlm.config.text_config.num_attention_heads - 1) * vlm.config.text_config.head_dim
     words = directions(vlm, tokenizer)[: len(TOLD)]
     states, told, length = lessons(vlm, pool, tokenizer, layer)
-    attention = vlm.model.language_model.layers[layer].self_attn
-    attention.v_proj.weight[first : first + len(words)] = fit(states, told)
-    attention.o_proj.weight[:, first : first + len(words)] = LOUD * length * words.T
+    put(vlm, layer, fit(states, told), LOUD * length * words)
 
 
 def lessons(
@@ -56,7 +53,7 @@ def lessons(
         packed = packer.pack([turns], kept)
         forward_packed(vlm, packed, pool.visual(np.array([number]), kept))
         before = seen.pop()[0]
-        named = _named(packed.ids[0], packed.target_at, ids)
+        named = packed.named(ids)
         states.append(vlm.model.language_model.layers[layer].input_layernorm(before[named]))
         lengths.append(before[packed.target_at].norm(dim=-1).mean())
         for token in packed.ids[0, named]:
@@ -64,9 +61,3 @@ def lessons(
             told.append(what_is_told(scene, NOUNS[noun])[: len(TOLD)])
     hook.remove()
     return torch.cat(states), torch.stack(told), torch.stack(lengths).mean().item()
-
-
-def _named(ids: Tensor, target_at: Tensor, nouns: Tensor) -> Tensor:
-    said = torch.isin(ids, nouns)
-    said[target_at + 1] = False
-    return said.nonzero().flatten()

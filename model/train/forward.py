@@ -8,6 +8,14 @@ from transformers import LlavaForConditionalGeneration
 from model.train.pack import Packed
 
 
+def embed_packed(vlm: LlavaForConditionalGeneration, packed: Packed, visual: torch.Tensor) -> torch.Tensor:
+    """What the first layer is given [B, N, hidden]; `visual` [B, V, tower hidden] is not projected yet."""
+    rows = torch.arange(len(packed.ids))[:, None]
+    words = vlm.model.language_model.embed_tokens(packed.ids)
+    shown: torch.Tensor = words.index_put((rows, packed.visual_at), vlm.model.multi_modal_projector(visual))
+    return shown
+
+
 def forward_packed(
     vlm: LlavaForConditionalGeneration, packed: Packed, visual: torch.Tensor, drop_layer: int | None = None
 ) -> torch.Tensor:
@@ -16,9 +24,7 @@ def forward_packed(
     From `drop_layer` on the visual tokens are gone; their rows of the result are what they were by then.
     """
     text = vlm.model.language_model
-    rows = torch.arange(len(packed.ids))[:, None]
-    hidden = text.embed_tokens(packed.ids)
-    hidden = hidden.index_put((rows, packed.visual_at), vlm.model.multi_modal_projector(visual))
+    hidden = embed_packed(vlm, packed, visual)
     shown, mask, positions = None, packed.mask, packed.positions
     first, count = int(packed.visual_at[0, 0]), packed.visual_at.shape[1]
     for number, layer in enumerate(text.layers):

@@ -36,14 +36,18 @@ class Packed:
         """bool [A]: the first token of each answer."""
         return torch.diff(self.turn, prepend=self.turn[:1] - 1) != 0
 
+    def named(self, tokens: torch.Tensor) -> torch.Tensor:
+        """bool [B * N]: where a question says one of `tokens`, of neighbours the last."""
+        answered = torch.zeros(self.ids.numel(), dtype=torch.bool)
+        answered[self.target_at + 1] = True
+        said = torch.isin(self.ids, tokens).flatten() & ~answered
+        said[:-1] &= ~said[1:]
+        return said
+
     def asked(self, asked: torch.Tensor, told: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Pairs: where a question says one of `asked` (flat index, of neighbours the last), and which of A is
         the first token of its answer or one of `told`."""
-        answered = torch.zeros(self.ids.numel(), dtype=torch.bool)
-        answered[self.target_at + 1] = True
-        said = torch.isin(self.ids, asked).flatten() & ~answered
-        said[:-1] &= ~said[1:]
-        places = torch.nonzero(said).flatten()
+        places = torch.nonzero(self.named(asked)).flatten()
         turn = self.turn[torch.searchsorted(self.target_at, places)]
         wanted = self.starts | torch.isin(self.target, told)
         which, answer = torch.nonzero((turn[:, None] == self.turn) & wanted, as_tuple=True)

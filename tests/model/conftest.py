@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from model.native.library import Library, load_library
+from model.train.conversations import Conversation, read_conversations
 from tests.model.harness import World
 from tests.model.reference import Reference
+from tests.model.said import ITEMS
 from tests.model.tiny import Shape, TwigShape
 
 
@@ -50,3 +57,19 @@ def library() -> Library:
     if found is None:
         pytest.skip("no native kernels on this machine")
     return found
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("conversations")
+    draw = np.random.default_rng(0)
+    for number in range(6):
+        size = (24 + 8 * number, 40, 3)
+        Image.fromarray(draw.integers(0, 256, size, dtype=np.uint8)).save(folder / f"{number}.png")
+    (folder / "data.json").write_text(json.dumps(ITEMS))
+    return folder / "data.json"
+
+
+@pytest.fixture(scope="session")
+def conversations(data: Path) -> list[Conversation]:
+    return read_conversations(data)

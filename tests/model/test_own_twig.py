@@ -1,35 +1,29 @@
-"""A twig for somebody's own base: data told by item and field, the base read as the engine reads it, one run
-however it is cut into steps, processes and sittings."""
+"""A twig for somebody's own base: the base read as the engine reads it, one run however it is cut into steps
+and sittings."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
 from model.engine import Engine, EngineConfig
 from model.request import Request, SamplingParams
-from model.train.conversations import Conversation, DataError, read_conversations
+from model.train.conversations import Conversation, DataError
 from model.train.hub_base import HubBase
 from model.train.lessons import Lessons, base_distribution, foresight, twig_loss
 from model.train.own_twig import Machine, OwnTwigRun, TwigRecipe
 from model.train.processes import Processes
 from model.train.twig_module import Twig
 from model.words import Words
-from service.cli import app
 from tests.model.families import Family, write_llava_next, write_qwen
 from tests.model.harness import World
+from tests.model.said import ITEMS
 from tests.model.tiny import Shape, TwigShape
 
 CPU = torch.device("cpu")
@@ -37,40 +31,6 @@ ALONE = Processes(0, 1, CPU)
 SHAPE = Shape(max_len=512)
 RECIPE = TwigRecipe(twig_layers=2, drop_layer=4, learning_rate=3e-3, batch=4, passes=12, foresight_weight=0.6)
 MACHINE = Machine(micro_batch=1, workers=1, dtype="float32")
-
-
-def said(*turns: str, picture: str | None = None, **more: Any) -> dict[str, Any]:
-    values = [f"<image>\n{turns[0]}" if picture else turns[0], *turns[1:]]
-    spoken = [{"from": ("human", "gpt")[number % 2], "value": value} for number, value in enumerate(values)]
-    return {"id": turns[0], "conversations": spoken} | ({"image": picture} if picture else {}) | more
-
-
-ITEMS = [
-    said("the red cat", "sits at the top", picture="0.png"),
-    said("a blue dog", "on the right", "is there a tree?", "yes", picture="1.png"),
-    said("is there a dog?", "a blue dog", picture="2.png"),
-    said("the cat", "the red cat sits", picture="3.png"),
-    said("a tree?", "yes, 日本語", picture="4.png", model="kept by LLaVA-665K"),
-    said("where is it?", "at the top left", picture="5.png"),
-    said("the left", "the right"),
-    said("one", "a dog", "two", "a cat", "three", "a tree"),
-]
-
-
-@pytest.fixture(scope="session")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("conversations")
-    draw = np.random.default_rng(0)
-    for number in range(6):
-        size = (24 + 8 * number, 40, 3)
-        Image.fromarray(draw.integers(0, 256, size, dtype=np.uint8)).save(folder / f"{number}.png")
-    (folder / "data.json").write_text(json.dumps(ITEMS))
-    return folder / "data.json"
-
-
-@pytest.fixture(scope="session")
-def conversations(data: Path) -> list[Conversation]:
-    return read_conversations(data)
 
 
 @pytest.fixture(scope="session")
@@ -96,42 +56,6 @@ def hub(base: Path) -> HubBase:
 
 def own_run(world: Any, conversations: Sequence[Conversation], runs: Path, **changes: Any) -> OwnTwigRun:
     return OwnTwigRun(world.base_path, conversations, runs, replace(RECIPE, **changes), MACHINE, ALONE)
-
-
-def test_what_is_said_becomes_turns(conversations: list[Conversation]) -> None:
-    assert conversations[1].turns == (("a blue dog", "on the right"), ("is there a tree?", "yes"))
-    assert [conversation.picture is None for conversation in conversations] == [False] * 6 + [True] * 2
-
-
-@pytest.mark.parametrize(
-    ("item", "told"),
-    [
-        ("text", "is str, not an object"),
-        ({"id": 7}, r"\(id 7\): conversations must"),
-        (said("q", "a", "q"), "conversations must"),
-        ({"conversations": [{"from": "gpt", "value": "q"}] * 2}, r"\[0\]\.from must be 'human'"),
-        ({"conversations": [{"from": "human", "value": 3}] * 2}, r"\[0\]\.value must be text"),
-        (said("q", " "), r"\[1\]\.value is empty"),
-        (said("q", "a", picture="none.png"), "none.png is not there"),
-        (said("<image>q", "a"), "no <image>"),
-        (said("q", "a", picture="0.png") | {"conversations": said("q", "a")["conversations"]}, "exactly one"),
-        (said("q", "<image>", picture="0.png"), r"conversations\[1\]\.value must hold no <image>"),
-        (said("q", "a") | {"image": 3}, "image must be the name"),
-    ],
-)  # fmt: skip
-def test_bad_data_names_item_and_field(data: Path, tmp_path: Path, item: Any, told: str) -> None:
-    path = tmp_path / "bad.json"
-    path.write_text(json.dumps([ITEMS[6], item]))
-    with pytest.raises(DataError, match=f"item 1.*{told}"):
-        read_conversations(path, data.parent)
-
-
-def test_a_picture_that_is_none_is_named(tmp_path: Path) -> None:
-    (tmp_path / "0.png").write_bytes(b"no picture")
-    (tmp_path / "d.json").write_text(json.dumps([ITEMS[0]]))
-    (conversation,) = read_conversations(tmp_path / "d.json")
-    with pytest.raises(DataError, match=r"item 0 .*0\.png cannot be read"):
-        conversation.open_picture()
 
 
 def test_answers_alone_are_learned_and_the_prompt_is_the_engines(
@@ -319,30 +243,6 @@ def test_what_is_too_long_is_cut_but_not_its_picture(world: World, conversations
         base.read([example], frozen, 8)
 
 
-@pytest.mark.timeout(600)  # three more processes that import torch, on however busy a machine
-def test_two_processes_train_the_same_twig_as_one(world: World, data: Path, tmp_path: Path) -> None:
-    """Gradients over gloo, through the command; a part of a batch in each process."""
-    options = [
-        "train", "twig", "--base", str(world.base_path), "--data", str(data), "--fork-layer", "2",
-        "--twig-layers", "1", "--drop-layer", "4", "--batch", "4", "--micro-batch", "1", "--passes", "1",
-        "--learning-rate", "1e-3", "--dtype", "float32", "--threads", "1",
-    ]  # fmt: skip
-    alone, two = (["--runs", str(tmp_path / name), "--out", str(tmp_path / f"{name}-twig")] for name in "ab")
-    done = CliRunner().invoke(app, [*options, *alone])
-    assert done.exit_code == 0, done.output
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    process = subprocess.Popen([*torchrun, "-m", "service.cli", *options, *two])
-    try:
-        assert process.wait(500) == 0
-    finally:
-        process.terminate()  # not kill: it has to end its own children
-        process.wait(60)
-    first, second = (load_file(tmp_path / f"{name}-twig" / "model.safetensors") for name in "ab")
-    assert first.keys() == second.keys()
-    for name, weight in first.items():
-        torch.testing.assert_close(second[name].float(), weight.float(), atol=1e-2, rtol=1e-2, msg=name)
-
-
 def test_bfloat16_is_computed_in_and_written(
     world: World, conversations: list[Conversation], tmp_path: Path
 ) -> None:
@@ -355,22 +255,3 @@ def test_bfloat16_is_computed_in_and_written(
     written = load_file(tmp_path / "twig" / "model.safetensors")
     assert {weight.dtype for weight in written.values()} == {torch.bfloat16}
     assert all(torch.isfinite(weight).all() for weight in written.values())
-
-
-@pytest.mark.parametrize(
-    ("options", "told"),
-    [
-        (["--base", "."], "--data"),
-        (["--draft", "base"], "--draft goes with --base"),
-        (["--micro-batch", "2", "--data", "d.json"], "--data, --micro-batch goes with --base"),
-        (["--base", ".", "--data", "d.json", "--out", "o", "--warmup", "2"], "warmup"),
-    ],
-)
-def test_options_that_do_not_go_together_are_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], told: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    done = CliRunner().invoke(app, ["train", "twig", *options])
-    assert done.exit_code == 2
-    assert told in done.output
-    assert "Traceback" not in done.output
