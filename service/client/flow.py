@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
@@ -50,15 +50,18 @@ class Flow:
         self._decoder = EventDecoder()
         self._ours = ours
         self._job = job
+        self._unanswered = False
         self._ended = False
 
     def request(self) -> Outgoing:
         if self._job is None and self._post is not None:
+            self._unanswered = True
             return self._post
         headers = {"Last-Event-ID": self._last_id} if self._last_id else {}
         return Outgoing("GET", f"{self._job}/events", headers)
 
     def head(self, response: httpx.Response) -> None:
+        self._unanswered = False
         self._decoder = EventDecoder()
         self._request_id = response.headers.get("X-Request-ID")
         self._job = self._job or response.headers.get("Content-Location")
@@ -84,13 +87,23 @@ class Flow:
 
     def again_in_s(self, error: httpx.TransportError | ApiFailure) -> float:
         """After this the next `request` is due; raises where there is no point in it."""
+        self._unanswered = False
         return self._failures.again_in_s(error)
 
     def abandoned(self) -> Outgoing | None:
-        """The request that stops the work which nobody waits for any more."""
-        if self._ended or not self._ours or self._job is None:
+        """The next request that stops the work which nobody waits for any more; its `head` comes before another.
+
+        Where the POST had no answer yet its job is not known: the same key asks once more, for the job alone.
+        """
+        if self._ended or not self._ours:
             return None
-        return Outgoing("DELETE", self._job)
+        if self._job is not None:
+            self._ended = True
+            return Outgoing("DELETE", self._job)
+        if self._unanswered and self._post is not None:
+            self._unanswered = False
+            return replace(self._post, headers=self._post.headers | {"Prefer": "respond-async"})
+        return None
 
 
 def cut() -> httpx.TransportError:

@@ -18,7 +18,7 @@ from service.client.ask import Options, Picture, body
 from service.client.errors import ApiFailure, of_response
 from service.client.flow import JOBS, Flow, Outgoing, cut, idempotency
 from service.client.retry import Failures, Retry
-from service.client.transport import DEFAULT_URL, http_options
+from service.client.transport import ABANDON_TIMEOUT_S, DEFAULT_URL, http_options
 from service.schemas import Description, TokenEvent
 from service.schemas_jobs import JobObject
 
@@ -144,9 +144,9 @@ class Client:
         return self._http.build_request(**outgoing.arguments())
 
     def _abandon(self, flow: Flow) -> None:
-        if (cancel := flow.abandoned()) is not None:
-            with contextlib.suppress(httpx.HTTPError):
-                self._http.request(**cancel.arguments())
+        with contextlib.suppress(httpx.HTTPError):
+            while (outgoing := flow.abandoned()) is not None:
+                flow.head(self._http.request(**outgoing.arguments(), timeout=ABANDON_TIMEOUT_S))
 
 
 def _last(events: Events) -> Description:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 import pytest
@@ -16,7 +18,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.app import create_app
-from service.gateway import Gateway
+from service.gateway import Accepted, Gateway
 from service.http_server import server_config
 from service.settings import GatewaySettings, RedisSettings
 from tests.redis_fixture import redis_server, redis_settings  # noqa: F401
@@ -41,6 +43,22 @@ async def eventually(true: Callable[[], bool]) -> None:
     async with asyncio.timeout(60):
         while not true():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+def headless(live: Live, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Until the test ends the first client hears nothing of its job, which is in the queue; others do."""
+    submit, told, calls = live.gateway.submit, asyncio.Event(), itertools.count()
+
+    async def silent_at_first(*args: Any, **options: Any) -> Accepted:
+        accepted = await submit(*args, **options)
+        if next(calls) == 0:
+            await told.wait()
+        return accepted
+
+    monkeypatch.setattr(live.gateway, "submit", silent_at_first)
+    yield
+    told.set()
 
 
 @pytest.fixture

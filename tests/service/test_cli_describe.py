@@ -145,6 +145,13 @@ async def test_an_interrupt_stops_the_work_at_the_service(
     worker.resume()
 
 
+@pytest.mark.usefixtures("headless")
+async def test_an_interrupt_before_the_job_is_known_stops_the_work(
+    live: Live, worker: ScriptedWorker, folder: Path
+) -> None:
+    await test_an_interrupt_stops_the_work_at_the_service(live, worker, folder)
+
+
 async def test_the_help_tells_the_exit_codes() -> None:
     done = await describe("--help")
     assert "Exit codes" in " ".join(done.stdout.split())

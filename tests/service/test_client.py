@@ -180,6 +180,14 @@ async def test_a_cancelled_task_stops_the_work(live: Live, worker: ScriptedWorke
         await eventually(lambda: worker.cancelled == [worker.jobs[0].id])
 
 
+@pytest.mark.usefixtures("headless")
+async def test_a_task_cancelled_before_it_knows_its_job_stops_the_work(
+    live: Live, worker: ScriptedWorker
+) -> None:
+    await test_a_cancelled_task_stops_the_work(live, worker)
+    assert len(worker.jobs) == 1
+
+
 # --- connections that break ---
 
 
