@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from model.bench.measure import Arrivals, Limits
 from model.bench.prompts import Prompt
+from model.bench.roofline import Reading
 from model.card import ModelCard
 from model.engine import Engine
 from model.request import Request, SamplingParams
@@ -35,7 +36,10 @@ class EngineSide:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
 
-    def run(self, prompts: Sequence[Prompt], limits: Limits, mode: Mode) -> Arrivals:
+    def run(
+        self, prompts: Sequence[Prompt], limits: Limits, mode: Mode, reading: Reading | None = None
+    ) -> Arrivals:
+        """reading: done once between any two rounds, in time that does not count."""
         sampling = SamplingParams(max_tokens=limits.max_tokens, ignore_eos=not limits.natural)
         requests = [
             Request(
@@ -51,13 +55,15 @@ class EngineSide:
         started_s = time.perf_counter()
         arrivals = Arrivals(started_s, [])
         rows = {self.engine.add(request): row for row, request in enumerate(requests)}
+        aside_s = 0.0
         while self.engine.has_work():
-            self._round(rows, arrivals)
+            self._round(rows, arrivals, aside_s)
+            aside_s += reading.once() if reading else 0.0
         return arrivals
 
-    def _round(self, rows: dict[str, int], arrivals: Arrivals) -> None:
+    def _round(self, rows: dict[str, int], arrivals: Arrivals, aside_s: float) -> None:
         outputs = self.engine.step()
-        at, got = time.perf_counter(), [0] * len(rows)
+        at, got = time.perf_counter() - aside_s, [0] * len(rows)
         for output in outputs:
             got[rows[output.request_id]] += len(output.token_ids)
             if output.result is None:

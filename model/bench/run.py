@@ -15,9 +15,9 @@ What is fair here:
   pruning shortens by a word changes nothing. Where natural answers are shorter than MIN_NATURAL_TOKENS
   on average (a model that was never trained), all are forced to max_tokens, and `machine.answers` says so.
 - The methods take turns within every repeat, after one unmeasured turn; figures are medians over repeats.
-- roofline is the share of what the memory gives (`model.bench.roofline`) just before and after the decoding,
-  the better of both, since a shared machine gives now more, now less; plain decoding alone has one, since
-  pruning changes nothing of the weights that are read and drafts change how often they are.
+- roofline is the share of what the memory gives (`model.bench.roofline`), from a run of its own in which a
+  round and a reading of as many bytes take turns; plain decoding alone has one, since pruning changes nothing
+  of the weights that are read and drafts change how often they are.
 - ratio divides by `generate` at batch 1 of the same run; it is null where that was not asked for.
 """
 
@@ -40,7 +40,7 @@ from model.bench.ours import EngineSide, Mode
 from model.bench.peer import Work, fastest_dtype
 from model.bench.prompts import Prompt, build_prompts
 from model.bench.report import machine
-from model.bench.roofline import decode_bytes, read_bandwidth, share
+from model.bench.roofline import Reading, decode_bytes, share
 from model.checkpoint import resolve
 from model.dtypes import DTYPES
 from model.engine import Engine, EngineConfig
@@ -129,20 +129,21 @@ class Bench:
         if case.method.startswith("generate"):
             assert self.theirs is not None  # noqa: S101  loaded where such a method is asked for
             return [self.theirs.run(prompts, self.limits) for prompts in self.batches(case.batch)]
+        return [self._run(case, prompts) for prompts in self.batches(case.batch)]
+
+    def _run(self, case: Case, prompts: list[Prompt], reading: Reading | None = None) -> Arrivals:
         mode = Mode.of(self.engine.card, self.retained(case.method), case.method in SPECULATING)
-        return [self.ours.run(prompts, self.limits, mode) for prompts in self.batches(case.batch)]
+        return self.ours.run(prompts, self.limits, mode, reading)
 
     def figures(self, case: Case) -> Figures:
-        if case.method != "plain":
-            return Figures.of(self.measure(case))
-        before = self._bandwidth()
         figures = Figures.of(self.measure(case))
-        bandwidth = max(before, self._bandwidth())
-        reached = share(figures.tokens_per_s, case.batch, self.weight_bytes, bandwidth)
-        return replace(figures, bandwidth=bandwidth, roofline=reached)
-
-    def _bandwidth(self) -> float:
-        return read_bandwidth(self.weight_bytes, self.config.threads)
+        if case.method != "plain":
+            return figures
+        # Once more, since a model that fits into a cache is slower with another reading beside it.
+        reading = Reading(self.weight_bytes, self.config.threads)
+        beside = Figures.of([self._run(case, prompts, reading) for prompts in self.batches(case.batch)])
+        reached = share(beside.tokens_per_s, case.batch, self.weight_bytes, reading.bandwidth)
+        return replace(figures, bandwidth=reading.bandwidth, roofline=reached)
 
     def _settle_answers(self) -> Limits:
         """Natural answers where they are long enough; looks at one unpruned answer to each picture."""

@@ -44,12 +44,16 @@ template <int ROWS, int PANELS, class W>
   for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 8
     for (int c = 0; c < 2 * PANELS; ++c) sums[r][c] = vf{};
+  // At their ends the panels are followed by those behind all of them.
+  const int whole = std::max(0, pairs - PREFETCH_BYTES / static_cast<int>(2 * PANEL * sizeof(W)));
+  const int64_t others = (PANELS - 1) * panel_size * static_cast<int64_t>(sizeof(W));
   for (int p = 0; p < pairs; ++p) {
+    int64_t ahead = PREFETCH_BYTES + (p < whole ? 0 : others);
 #pragma GCC unroll 4
     for (int panel = 0; panel < PANELS; ++panel) {
       const W* at = weights + panel * panel_size + static_cast<int64_t>(p) * 2 * PANEL;
       for (unsigned line = 0; line < 2 * PANEL * sizeof(W); line += 64)
-        __builtin_prefetch(reinterpret_cast<const char*>(at) + PREFETCH_BYTES + line);
+        __builtin_prefetch(reinterpret_cast<const char*>(at) + ahead + line);
 #pragma GCC unroll 2
       for (int odd = 0; odd < 2; ++odd) {
 #if defined(__x86_64__)
