@@ -136,8 +136,8 @@ def run_memory(config: MemoryConfig) -> dict[str, Any]:
     }
 
 
-def print_memory(report: dict[str, Any]) -> None:
-    """To stdout; the caller prints the JSON after it."""
+def print_memory(report: dict[str, Any], *, aside: bool = False) -> None:
+    """aside: as `print_table` of `report`."""
     layers = report["layers"]
     asked = f"{report['text_tokens']} + {report['image_tokens']} tokens, answer {report['max_tokens']}"
     table = Table(title=f"KV cache of one request · {report['model']} · {report['dtype']} · {asked}")
@@ -149,4 +149,4 @@ def print_memory(report: dict[str, Any]) -> None:
             sizes[:3] = ["–"] * 3
         kept = (str(row["retained_tokens"]), str(row["kept_tokens"]))
         table.add_row(row["method"], *kept, *sizes, f"{row['ratio']:.2f}")
-    Console().print(table)
+    Console(stderr=aside).print(table)

@@ -48,8 +48,8 @@ def _cell(value: float | None, form: str) -> str:
     return "–" if value is None else format(value, form)
 
 
-def print_table(report: dict[str, Any]) -> None:
-    """To stdout; the caller prints the JSON after it."""
+def print_table(report: dict[str, Any], *, aside: bool = False) -> None:
+    """aside: to standard error, where something else has standard output."""
     where, models = report["machine"], {row["model"] for row in report["results"]}
     title = f"{', '.join(sorted(models))} · {where['threads']} threads · {where['cpu']}"
     table = Table(title=title, box=SIMPLE_HEAD, padding=0)
@@ -78,4 +78,4 @@ def print_table(report: dict[str, Any]) -> None:
             _cell(row["ttft_ms"], ".0f"),
             _cell(row["acceptance"], ".2f"),
         )
-    Console().print(table)
+    Console(stderr=aside).print(table)

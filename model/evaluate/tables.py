@@ -46,7 +46,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def print_table(entries: Sequence[Entry]) -> None:
+def print_table(entries: Sequence[Entry], *, aside: bool = False) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -54,4 +54,4 @@ def print_table(entries: Sequence[Entry]) -> None:
     table = Table(*head)
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    Console(stderr=aside).print(table)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from service.cli.groups import grouped
-from service.cli.options import EngineOptions, plain_errors
+from service.cli.options import AsJson, EngineOptions, plain_errors
 
 if TYPE_CHECKING:
     from model.evaluate import Asker, Item
@@ -67,7 +67,7 @@ def evaluate(
     ablations: Annotated[
         Path, typer.Option(help="For the page: what `python -m model.train.ablations` has written.")
     ] = Path("runs/ablations.json"),
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object last.")] = False,
+    as_json: AsJson = False,
     *,
     engine: EngineOptions,
 ) -> None:
@@ -98,7 +98,7 @@ def evaluate(
             entries = _page(page, run, asker, methods, retained_tokens)
         else:
             entries = _run(asker, items, methods, retained_tokens)
-        print_table(entries)
+        print_table(entries, aside=as_json)
         if model_card:
             from model.train.model_card import write_card
 

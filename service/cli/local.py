@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from service.cli.options import (
+    AsJson,
     Device,
     DropLayer,
     ForkLayer,
@@ -43,7 +44,7 @@ def bench(
             help="The KV cache of one request instead; from config files alone. Also `llava-1.5-7b`."
         ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object last.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Our engine against transformers' generate, on the same weights in the same run."""
     if memory:
@@ -70,7 +71,7 @@ def bench(
         )
         with _progress_bar() as progress:
             report = run_bench(config, progress)
-    print_table(report)
+    print_table(report, aside=as_json)
     if as_json:
         typer.echo(json.dumps(report))
 
@@ -83,7 +84,7 @@ def _bench_memory(
 
         budgets = (64,) if retained_tokens is None else (retained_tokens,)
         report = run_memory(MemoryConfig(vlm, twig, dtype, max_tokens=max_tokens, retained_tokens=budgets))
-    print_memory(report)
+    print_memory(report, aside=as_json)
     if as_json:
         typer.echo(json.dumps(report))
 
@@ -99,7 +100,7 @@ def verify(
     fork_layer: ForkLayer = None,
     drop_layer: DropLayer = None,
     max_tokens: Annotated[int, typer.Option(min=4, help="Of each answer.")] = 32,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object last.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Does a checkpoint answer alike with and without speculation, alone and in a batch? Exit 0 or 1."""
     with plain_errors():
@@ -123,7 +124,7 @@ def verify(
         with tqdm(total=config.answers, unit="answer", disable=None, leave=False) as bar:
             verdict = run(config, bar.update)
     for check in verdict["checks"]:
-        typer.echo(f"{'ok  ' if check['ok'] else 'FAIL'} {check['name']} – {check['detail']}")
+        typer.echo(f"{'ok  ' if check['ok'] else 'FAIL'} {check['name']} – {check['detail']}", err=as_json)
     if as_json:
         typer.echo(json.dumps(verdict))
     raise typer.Exit(0 if verdict["ok"] else 1)

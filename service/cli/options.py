@@ -46,6 +46,9 @@ Dtype = Annotated[
 Device = Annotated[
     str | None, typer.Option(metavar="NAME", help="cpu (the default) or cuda.", rich_help_panel=MODEL)
 ]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="One JSON object; what is for reading goes to standard error.")
+]
 Threads = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Threads of torch.", rich_help_panel=MODEL)
 ]

@@ -91,7 +91,7 @@ class Flow:
         return self._failures.again_in_s(error)
 
     def abandoned(self) -> Outgoing | None:
-        """The next request that stops the work which nobody waits for any more; its `head` comes before another.
+        """The next request that stops the work which nobody waits for; its `head` comes before another one.
 
         Where the POST had no answer yet its job is not known: the same key asks once more, for the job alone.
         """
