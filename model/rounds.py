@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from model.drafting import Row
 from model.generation import Generation
 from model.governor import Governor
-from model.runner import Row, RowOutcome, Runner
+from model.runner import RowOutcome, Runner
 
 # A twig that has missed more tokens than this, over all rows, stays out of the rest of the answer; the last
 # draft of a round that was accepted whole is missed by each.

@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from model.adapters.base import Adapter, Positions
 from model.cache import Cache, LayerGroup
 from model.decoder import DecoderLayer, Head
-from model.native import stack as native
+from model.native.drafting import NativeDrafter
 from model.native.library import Library, load_library
+from model.native.stack import NativeHead, NativeStack, supports
 from model.stack import LogitHead, Stack, TorchStack
 from model.twig import Twig
 
@@ -45,7 +47,7 @@ class SplitVlm:
 
         full, kept = group(fork + len(twig_layers)), group(drop - fork)
         self.cache = Cache(full, kept, group(len(layers) - drop))
-        usable = kernels != "torch" and native.supports(shape, dtype, device)
+        usable = kernels != "torch" and supports(shape, dtype, device)
         self._library: Library | None = load_library() if usable else None
         self.trunk = self._stack(layers[:fork], full)
         self.twig = self._stack(twig_layers, full, fork)
@@ -53,6 +55,7 @@ class SplitVlm:
         self.top = self._stack(layers[drop:], self.cache.text)
         self.head = self._head(adapter.head)
         self.twig_head = None if twig is None else self._head(twig.head, drafts_only=True)
+        self.drafter = self._drafter()
 
     @property
     def kernels(self) -> str:
@@ -61,16 +64,23 @@ class SplitVlm:
     def _stack(self, layers: Sequence[DecoderLayer], group: LayerGroup, first: int = 0) -> Stack:
         if self._library is None:
             return TorchStack(layers, group, first)
-        return native.NativeStack(self._library, layers, self.shape, group, first)
+        return NativeStack(self._library, layers, self.shape, group, first)
 
     def _head(self, head: Head, *, drafts_only: bool = False) -> LogitHead:
         if self._library is None:
             return head
-        return native.NativeHead(self._library, head, self.shape.norm_eps, drafts_only=drafts_only)
+        return NativeHead(self._library, head, self.shape.norm_eps, drafts_only=drafts_only)
+
+    def _drafter(self) -> NativeDrafter | None:
+        parts = self.trunk, self.twig, self.twig_head
+        match parts:
+            case NativeStack() as trunk, NativeStack() as twig, NativeHead() as head:
+                return NativeDrafter(trunk, twig, head, self.adapter.embedding, self.rope)
+        return None
 
     def embed(self, tokens: Sequence[int], vectors: Mapping[int, Tensor | None]) -> Tensor:
         """[n, hidden]; in rows for which a vector is given that stands for the token."""
-        x = self.adapter.embed(self.tensor(tokens))
+        x = F.embedding(self.tensor(tokens), self.adapter.embedding)
         for row, vector in vectors.items():
             if vector is not None:
                 x[row : row + 1] = vector

@@ -7,6 +7,7 @@ Knows nothing of weights.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from model.request import RequestError, Turn
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+# Texts of so many tokens at most are remembered, and so many of them: some megabytes.
+SHORT_TOKENS, SHORT_TEXTS = 4, 1 << 15
 PLAIN_TEMPLATE = "USER: {images}{prompt} ASSISTANT:"
 
 
@@ -31,6 +34,7 @@ class Words:
 
     def __init__(self, directory: Path, image_token_id: int, *, whole: bool) -> None:
         self.image_token_id = image_token_id
+        self._short = lru_cache(SHORT_TEXTS)(self._text)
         self.processor: Any = None
         self.tokenizer: Any = None
         self.image_processor: Any = None
@@ -50,6 +54,10 @@ class Words:
         return None if self.tokenizer is None else self._decode
 
     def _decode(self, token_ids: Sequence[int]) -> str:
+        """Windows of a few tokens come again and again, and transformers takes 30 µs for one."""
+        return self._short(tuple(token_ids)) if len(token_ids) <= SHORT_TOKENS else self._text(token_ids)
+
+    def _text(self, token_ids: Sequence[int]) -> str:
         return str(
             self.tokenizer.decode(
                 list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False

@@ -52,13 +52,14 @@ class Adapter(Protocol):
 
     image_tokens, grid: M of one image and its [rows, columns]; where M differs from image to image
     (`image.dynamic`), those of a picture of image.height x image.width.
-    embed: [n] ids -> [n, hidden]. rope: how many positions -> complex64 [positions, 1, head_dim / 2].
+    embedding: [vocabulary, hidden]. rope: how many positions -> complex64 [positions, 1, head_dim / 2].
     decode: output ids -> text without special tokens, None where the checkpoint has no tokenizer.
     """
 
     family: str
     model_id: str
     shape: DecoderShape
+    embedding: Tensor
     layers: list[DecoderLayer]
     head: Head
     image: ImageSpec
@@ -68,8 +69,6 @@ class Adapter(Protocol):
     eos_token_ids: frozenset[int]
     max_model_len: int
     decode: Callable[[Sequence[int]], str] | None
-
-    def embed(self, token_ids: Tensor) -> Tensor: ...
 
     def rope(self, positions: int) -> Tensor: ...
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -41,17 +40,14 @@ class HubAdapter:
         self.eos_token_ids = base.eos_token_ids
         self.words = Words(directory, self.image_token_id, whole=self.whole_processor)
         self.decode = self.words.decode
-        self._embedding, self._rotary, self._vision = base.embedding, base.rotary, base.vlm.model
+        self.embedding, self._rotary, self._vision = base.embedding, base.rotary, base.vlm.model
         self._tower_dtype = seeing_dtype(base.embedding.dtype, base.embedding.device)
         for name, part in self._vision.named_children():
             if name != "language_model":
                 part.to(self._tower_dtype)
 
-    def embed(self, token_ids: Tensor) -> Tensor:
-        return F.embedding(token_ids, self._embedding)
-
     def rope(self, positions: int) -> Tensor:
-        device = self._embedding.device
+        device = self.embedding.device
         like = torch.empty(0, dtype=torch.float32, device=device)
         cos, sin = self._rotary(like, torch.arange(positions, device=device)[None])
         return rotary_table(cos[0], sin[0])
@@ -67,7 +63,7 @@ class HubAdapter:
         return self.words.prompt_token_ids(prompt, images, history)
 
     def _on_device(self, values: Tensor) -> Tensor:
-        return values.to(self._embedding.device, self._tower_dtype)
+        return values.to(self.embedding.device, self._tower_dtype)
 
 
 def decoder_shape(text: Any, *, qkv_bias: bool, out_bias: bool) -> DecoderShape:

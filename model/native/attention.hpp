@@ -35,6 +35,10 @@ struct Work {
 
 struct Scratch {
   std::vector<float> qkv, mixed, gated;
+  Scratch(const Shape& shape, int64_t rows)
+      : qkv(rows * (shape.heads + 2 * shape.kv_heads) * shape.head_dim),
+        mixed(rows * shape.heads * shape.head_dim),
+        gated(rows * shape.intermediate) {}
 };
 
 inline void rotate(const float* in, const float* cis, int head_dim, float scale, float* out) {

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "attention.hpp"
+#include "drafting.hpp"
 #include "product.hpp"
 #include "team.hpp"
 #include "vectors.hpp"
@@ -119,6 +120,40 @@ void run_head(const Team& team, const Product<W>& head, const float* x, int rows
   }
 }
 
+// Calls with the weights as what they are: integers, bf16 or float, by the bytes of one.
+template <class F>
+void typed(const void* weights, int32_t size, F&& run) {
+  if (size == 1)
+    run(static_cast<const int8_t*>(weights));
+  else if (size == 2)
+    run(static_cast<const bf16*>(weights));
+  else
+    run(static_cast<const float*>(weights));
+}
+
+template <class W>
+void run_draft(const Team& team, const Shape& shape, const Draft& draft, Round& round, Scratch& shared,
+               std::vector<Best>& parts) {
+  for (int step = 0;; ++step) {
+    if (!team.id) round.begin<W>(step);
+    team.wait();
+    run_layers<W>(team, shape, draft.trunk, round.trunk, shared);
+    if (!team.id) round.keep();
+    team.wait();
+    if (!round.rows()) return;
+    run_layers<W>(team, shape, draft.twig, round.twig, shared);
+    if (!team.id) round.gather();
+    team.wait();
+    typed(draft.head, draft.head_bytes, [&](auto* weights) {
+      using H = std::remove_const_t<std::remove_pointer_t<decltype(weights)>>;
+      Product<H> head{weights, nullptr, shape.hidden, draft.outputs, draft.scales};
+      run_head(team, head, round.states(), round.rows(), shape.eps, round.logits.data(), round.best.data(),
+               round.sure.data(), parts);
+    });
+    if (!team.id) round.propose();
+  }
+}
+
 // Elements of 8, 16 or 32 bits, moved and not read.
 template <class T>
 void pack(const T* weights, int inputs, int outputs, int panel, T* to) {
@@ -158,11 +193,7 @@ void twig_pack(const void* weights, int32_t inputs, int32_t outputs, int32_t siz
 
 void twig_layers(const Shape* shape, const LayerWeights* layers, const Work* work, int32_t is_bf16) {
   Barrier barrier;
-  Scratch shared;
-  size_t rows = static_cast<size_t>(work->rows);
-  shared.qkv.resize(rows * (shape->heads + 2 * shape->kv_heads) * shape->head_dim);
-  shared.mixed.resize(rows * shape->heads * shape->head_dim);
-  shared.gated.resize(rows * shape->intermediate);
+  Scratch shared(*shape, work->rows);
 #pragma omp parallel num_threads(shape->threads)
   {
     Team team{omp_get_thread_num(), omp_get_num_threads(), &barrier};
@@ -170,6 +201,24 @@ void twig_layers(const Shape* shape, const LayerWeights* layers, const Work* wor
       run_layers<bf16>(team, *shape, layers, *work, shared);
     else
       run_layers<float>(team, *shape, layers, *work, shared);
+  }
+}
+
+// Sets counts, drafts, states, readers and read; rows > 0.
+void twig_draft(const Shape* shape, const Draft* draft, int32_t is_bf16) {
+  Barrier barrier;
+  Round round(*shape, *draft);
+  Scratch shared(*shape, round.most_tokens());
+  std::vector<Best> parts(static_cast<size_t>(draft->rows) * shape->threads);
+  std::fill(draft->counts, draft->counts + draft->rows, 0);
+  *draft->read = 0;
+#pragma omp parallel num_threads(shape->threads)
+  {
+    Team team{omp_get_thread_num(), omp_get_num_threads(), &barrier};
+    if (is_bf16)
+      run_draft<bf16>(team, *shape, *draft, round, shared, parts);
+    else
+      run_draft<float>(team, *shape, *draft, round, shared, parts);
   }
 }
 
@@ -182,17 +231,11 @@ void twig_head(const void* weights, const float* scales, int32_t inputs, int32_t
 #pragma omp parallel num_threads(threads)
   {
     Team team{omp_get_thread_num(), omp_get_num_threads(), &barrier};
-    auto run = [&](auto* typed) {
-      using W = std::remove_const_t<std::remove_pointer_t<decltype(typed)>>;
-      Product<W> head{typed, nullptr, inputs, outputs, scales};
+    typed(weights, size, [&](auto* of) {
+      using W = std::remove_const_t<std::remove_pointer_t<decltype(of)>>;
+      Product<W> head{of, nullptr, inputs, outputs, scales};
       run_head(team, head, x, rows, eps, logits, tokens, probabilities, parts);
-    };
-    if (size == 1)
-      run(static_cast<const int8_t*>(weights));
-    else if (size == 2)
-      run(static_cast<const bf16*>(weights));
-    else
-      run(static_cast<const float*>(weights));
+    });
   }
 }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import logging
 from collections.abc import Sequence
-from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_uint64, c_void_p
+from ctypes import POINTER, Structure, c_double, c_float, c_int32, c_int64, c_uint64, c_void_p
 from functools import cache
 from pathlib import Path
 
@@ -44,10 +44,32 @@ class WorkC(Structure):
     )
 
 
+class DraftC(Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("trunk", "twig", "trunk_slab", "twig_slab")),
+        *((name, c_int64) for name in ("layer_stride", "slot_stride", "head_stride")),
+        *((name, c_void_p) for name in ("embedding", "rope", "head", "scales")),
+        ("threshold", c_double),
+        *(
+            (name, c_int32)
+            for name in ("outputs", "head_bytes", "trunk_layers", "twig_layers", "rows", "most")
+        ),
+        *((name, POINTER(c_int32)) for name in ("slots", "lengths", "positions", "widths", "budgets")),
+        *((name, POINTER(c_int32)) for name in ("eos_ends", "eos")),
+        ("tokens", POINTER(c_int64)),
+        ("vectors", POINTER(c_void_p)),
+        ("drafts", POINTER(c_int64)),
+        ("counts", POINTER(c_int32)),
+        ("states", c_void_p),
+        *((name, POINTER(c_int32)) for name in ("readers", "read")),
+    )
+
+
 SIGNATURES = {
     "twig_lanes": ([], c_int32),
     "twig_pack": ([c_void_p, c_int32, c_int32, c_int32, c_int32, c_void_p], None),
     "twig_layers": ([POINTER(ShapeC), POINTER(LayerC), POINTER(WorkC), c_int32], None),
+    "twig_draft": ([POINTER(ShapeC), POINTER(DraftC), c_int32], None),
     "twig_head": (
         [c_void_p, c_void_p, *[c_int32] * 4, c_float, c_void_p, c_int32, c_void_p, c_void_p, c_void_p],
         None,
@@ -64,7 +86,8 @@ class Library:
         for name, (arguments, result) in SIGNATURES.items():
             function = getattr(library, name)
             function.argtypes, function.restype = arguments, result
-        self.layers, self.head, self.read = library.twig_layers, library.twig_head, library.twig_read
+        self.layers, self.head, self.draft = library.twig_layers, library.twig_head, library.twig_draft
+        self.read = library.twig_read
         self._pack = library.twig_pack
         self.lanes = int(library.twig_lanes())
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from model.cache import LayerGroup, Offsets
 from model.decoder import DecoderLayer, DecoderShape, Head
-from model.native.library import DTYPES, LayerC, Library, ShapeC, WorkC, int32s, return_free_memory
+from model.native.library import DTYPES, DraftC, LayerC, Library, ShapeC, WorkC, int32s, return_free_memory
 from model.pages import Arena, in_lines
 
 QUANTIZED_ROWS = 128  # at a time, as floats
@@ -71,7 +71,7 @@ class NativeStack:
         )
         self._kept: list[Tensor | None] = []  # alive as long as the pointers
         self._arena = Arena(sum(_packed_bytes(library, layer) for layer in layers))
-        self._layers = (LayerC * len(layers))(*[self._packed(layer) for layer in layers])
+        self.layers = (LayerC * len(layers))(*[self._packed(layer) for layer in layers])
 
     def _packed(self, layer: DecoderLayer) -> LayerC:
         """One product at a time, so that no more than one is twice in memory."""
@@ -101,6 +101,11 @@ class NativeStack:
         scores = torch.empty(self._shape.heads, self.group.lengths[slot] + x.shape[0])
         self._run(x, cis, [slot], [x.shape[0]], keys_only=True, scores=scores)
         return scores.mean(0)
+
+    def draft(self, call: DraftC) -> None:
+        """What `model.native.drafting` asks, of layers as these are."""
+        self._shape.threads = torch.get_num_threads()
+        self._library.draft(ctypes.byref(self._shape), ctypes.byref(call), self._bf16)
 
     def part(self, depth: int, group: LayerGroup) -> NativeStack:
         part = copy.copy(self)  # the same packed weights
@@ -153,7 +158,7 @@ class NativeStack:
             keys_only,
         )
         self._shape.threads = torch.get_num_threads()
-        self._library.layers(ctypes.byref(self._shape), self._layers, ctypes.byref(work), self._bf16)
+        self._library.layers(ctypes.byref(self._shape), self.layers, ctypes.byref(work), self._bf16)
         return x
 
 
@@ -205,6 +210,10 @@ class NativeHead:
         tokens, probabilities = torch.empty(rows, dtype=torch.long), torch.empty(rows)
         self._run(x, torch.empty(rows, self._outputs), tokens, probabilities)
         return tokens.tolist(), probabilities.tolist()
+
+    def weights(self) -> tuple[int, int | None, int, int]:
+        """Addresses of the weights and of their scales, columns, bytes of a weight."""
+        return self._weight.data_ptr(), _pointer(self._scales), self._outputs, self._weight_bytes
 
     def _run(self, x: Tensor, logits: Tensor, tokens: Tensor | None, probabilities: Tensor | None) -> None:
         x = x.float().contiguous()
