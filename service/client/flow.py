@@ -15,12 +15,13 @@ from typing import Any
 
 import httpx
 
-from service.client.errors import ApiFailure, Unavailable, of_event
+from service.client.errors import ApiFailure, DeadlineExceeded, ServerFailed, Unavailable, of_event
 from service.client.events import EventDecoder
 from service.client.retry import Failures, Retry
 from service.schemas import Description, TokenEvent
 
 JOBS = "/v1/jobs"
+NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Flow:
         self._decoder = EventDecoder()
         self._ours = ours
         self._job = job
-        self._unanswered = False
+        self._unanswered = self._in_doubt = False
         self._ended = False
 
     def request(self) -> Outgoing:
@@ -87,23 +88,32 @@ class Flow:
 
     def again_in_s(self, error: httpx.TransportError | ApiFailure) -> float:
         """After this the next `request` is due; raises where there is no point in it."""
+        self._in_doubt |= self._unanswered and _may_have_arrived(error)
         self._unanswered = False
         return self._failures.again_in_s(error)
 
     def abandoned(self) -> Outgoing | None:
         """The next request that stops the work which nobody waits for; its `head` comes before another one.
 
-        Where the POST had no answer yet its job is not known: the same key asks once more, for the job alone.
+        Where no POST had an answer of the service its job is not known: the same key asks once more, for
+        the job alone.
         """
         if self._ended or not self._ours:
             return None
         if self._job is not None:
             self._ended = True
             return Outgoing("DELETE", self._job)
-        if self._unanswered and self._post is not None:
-            self._unanswered = False
+        if (self._unanswered or self._in_doubt) and self._post is not None:
+            self._unanswered = self._in_doubt = False
             return replace(self._post, headers=self._post.headers | {"Prefer": "respond-async"})
         return None
+
+
+def _may_have_arrived(error: httpx.TransportError | ApiFailure) -> bool:
+    """A 5xx without a code is that of a proxy, behind which anything may have happened."""
+    if isinstance(error, ApiFailure):
+        return error.code is None and isinstance(error, ServerFailed | DeadlineExceeded)
+    return not isinstance(error, NOT_SENT)
 
 
 def cut() -> httpx.TransportError:

@@ -218,6 +218,45 @@ async def test_what_stays_broken_is_given_up(
     assert waits == sorted(waits)
 
 
+@pytest.mark.usefixtures("headless")
+async def test_who_gives_up_on_a_broken_connection_stops_the_work(
+    live: Live, worker: ScriptedWorker, both: Callable[..., Both]
+) -> None:
+    worker.hold()
+    async with cutting_proxy(live.url) as proxy:
+        client = both(proxy.url, retry=Retry(attempts=0))
+        asking = asyncio.create_task(client.call("describe", PNG))
+        await eventually(lambda: bool(worker.jobs))
+        proxy.cut()
+        with pytest.raises(Unreachable):
+            await asking
+        await eventually(lambda: worker.cancelled == [worker.jobs[0].id])
+    assert len(worker.jobs) == 1
+
+
+@pytest.mark.usefixtures("headless")
+async def test_a_task_cancelled_while_it_waits_to_try_again_stops_the_work(
+    live: Live, worker: ScriptedWorker
+) -> None:
+    """The POST broke off before its head, so its job is not known."""
+    worker.hold()
+    waiting = asyncio.Event()
+
+    async def asleep(_wait_s: float) -> None:
+        waiting.set()
+        await asyncio.Event().wait()
+
+    async with cutting_proxy(live.url) as proxy, AsyncClient(proxy.url, sleep=asleep) as client:
+        asking = asyncio.create_task(client.describe(PNG))
+        await eventually(lambda: bool(worker.jobs))
+        proxy.cut()
+        await waiting.wait()
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        await eventually(lambda: worker.cancelled == [worker.jobs[0].id])
+
+
 async def test_nobody_there(both: Callable[..., Both]) -> None:
     with pytest.raises(Unreachable):
         await both("http://127.0.0.1:9", retry=Retry(attempts=1)).call("models")
