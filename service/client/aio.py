@@ -42,6 +42,7 @@ class AsyncClient:
         self._http = httpx.AsyncClient(**http_options(url, api_key, timeout_s))
         self._retry = retry or Retry()
         self._sleep = sleep
+        self._open: set[Flow] = set()
 
     async def __aenter__(self) -> Self:
         return self
@@ -52,6 +53,9 @@ class AsyncClient:
         await self.aclose()
 
     async def aclose(self) -> None:
+        """Ends the streams that are still open: a generator left by a `break` is closed only later."""
+        for flow in list(self._open):
+            await self._abandon(flow)
         await self._http.aclose()
 
     async def describe(
@@ -123,6 +127,7 @@ class AsyncClient:
             await self._sleep(wait_s)
 
     async def _events(self, flow: Flow) -> Events:
+        self._open.add(flow)
         try:
             while True:
                 try:
@@ -136,6 +141,7 @@ class AsyncClient:
                     wait_s = flow.again_in_s(error)
                 await self._sleep(wait_s)
         finally:
+            self._open.discard(flow)
             await self._abandon(flow)
 
     async def _connection(self, flow: Flow) -> Events:

@@ -40,6 +40,7 @@ class Client:
         self._http = httpx.Client(**http_options(url, api_key, timeout_s))
         self._retry = retry or Retry()
         self._sleep = sleep
+        self._open: set[Flow] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -50,6 +51,9 @@ class Client:
         self.close()
 
     def close(self) -> None:
+        """Ends the streams that are still open."""
+        for flow in list(self._open):
+            self._abandon(flow)
         self._http.close()
 
     def describe(
@@ -118,6 +122,7 @@ class Client:
             self._sleep(wait_s)
 
     def _events(self, flow: Flow) -> Events:
+        self._open.add(flow)
         try:
             while True:
                 try:
@@ -129,6 +134,7 @@ class Client:
                     wait_s = flow.again_in_s(error)
                 self._sleep(wait_s)
         finally:
+            self._open.discard(flow)
             self._abandon(flow)
 
     def _connection(self, flow: Flow) -> Events:

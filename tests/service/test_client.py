@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class Both:
 
         self.sync = Client(url, retry=retry, sleep=asleep) if kind == "sync" else None
         self.aio = AsyncClient(url, retry=retry, sleep=asleep_async) if kind == "async" else None
+        self.streams: list[Any] = []
 
     async def call(self, name: str, *args: Any, **options: Any) -> Any:
         if self.sync is not None:
@@ -69,6 +70,12 @@ class Both:
         stream = self.aio.stream(*args, **options)
         await anext(stream)
         await stream.aclose()
+
+    async def left_open(self, *args: Any, **options: Any) -> None:
+        """As `first_of`, but nobody closes the stream."""
+        stream = (self.sync or self.aio).stream(*args, **options)  # type: ignore[union-attr]
+        self.streams.append(stream)
+        await (asyncio.to_thread(next, stream) if isinstance(stream, Generator) else anext(stream))
 
     async def close(self) -> None:
         if self.sync is not None:
@@ -186,6 +193,18 @@ async def test_a_task_cancelled_before_it_knows_its_job_stops_the_work(
 ) -> None:
     await test_a_cancelled_task_stops_the_work(live, worker)
     assert len(worker.jobs) == 1
+
+
+async def test_who_closes_the_client_stops_the_work_of_its_streams(
+    live: Live, both: Callable[..., Both], settings: GatewaySettings
+) -> None:
+    """An `async for` left by a break closes its generator later than `async with` closes the client."""
+    with SteppedWorker(settings.redis) as worker:
+        worker.allow(1)
+        client = both(live.url)
+        await client.left_open(PNG)
+        await client.close()
+        await eventually(lambda: worker.cancelled == [worker.jobs[0].id])
 
 
 # --- connections that break ---
