@@ -85,12 +85,15 @@ class Paper:
         if not self._err.is_terminal or self._live:
             yield
             return
-        spinner, words, passed = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+        spinner, passed = SpinnerColumn(), TimeElapsedColumn()
+        words = TextColumn("{task.description}", markup=False)
         counted = (BarColumn(), MofNCompleteColumn()) if total > 1 else ()
         with Progress(spinner, words, *counted, passed, console=self._err, transient=True) as self._bar:
             self._bar.add_task("describing", total=total)
-            yield
-        self._bar = None
+            try:
+                yield
+            finally:
+                self._bar = None  # so that nothing said later starts it again
 
     def advance(self) -> None:
         if self._bar is not None:

@@ -28,6 +28,7 @@ from tests.service.scripted_worker import WORDS, ScriptedWorker, failing
 from tests.service.test_describe import PNG
 
 TEXT = "".join(WORDS)
+CURSOR_OFF, CURSOR_ON = "\x1b[?25l", "\x1b[?25h"
 
 
 async def describe(*arguments: str, stdin: bytes | None = None) -> Result:
@@ -175,6 +176,28 @@ async def test_nothing_stands_on_the_line_of_the_bar(
         before = shown[: shown.index(words)]
         assert before.endswith(("\n", "\x1b[2K", "\r")), before[-40:]
     assert "1/3" in shown
+
+
+async def test_a_failure_leaves_the_terminal_as_it_was(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bar was once started again behind the complaint, and its cursor stayed hidden."""
+    screen = io.StringIO()
+    monkeypatch.setattr("service.cli.paper.Console", lambda **_: Console(file=screen, force_terminal=True))
+    done = await describe("a.png", "--server", "http://127.0.0.1:9")
+    assert done.exit_code == 3
+    assert screen.getvalue().rindex(CURSOR_OFF) < screen.getvalue().rindex(CURSOR_ON)
+
+
+async def test_a_name_is_no_markup(
+    live: Live, worker: ScriptedWorker, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr("service.cli.paper.Console", lambda **_: Console(file=screen, force_terminal=True))
+    (folder / "[b].png").write_bytes(PNG)
+    done = await describe("[b].png", "--server", live.url)
+    assert done.exit_code == 0, done.exception
+    assert "[b].png" in screen.getvalue()
 
 
 def test_drafted_tokens_are_coloured() -> None:
