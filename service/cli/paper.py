@@ -88,8 +88,9 @@ class Paper:
         spinner, passed = SpinnerColumn(), TimeElapsedColumn()
         words = TextColumn("{task.description}", markup=False)
         counted = (BarColumn(), MofNCompleteColumn()) if total > 1 else ()
-        with Progress(spinner, words, *counted, passed, console=self._err, transient=True) as self._bar:
-            self._bar.add_task("describing", total=total)
+        with Progress(spinner, words, *counted, passed, console=self._err, transient=True) as bar:
+            bar.add_task("describing", total=total)
+            self._bar = bar
             try:
                 yield
             finally:
