@@ -17,8 +17,8 @@ import anyio.to_thread
 import httpx
 
 from service.client.ask import Options, Picture, body
-from service.client.errors import ApiFailure, of_response
-from service.client.flow import JOBS, Flow, Outgoing, cut, idempotency
+from service.client.errors import Answer, ApiFailure, of_response, understood
+from service.client.flow import JOBS, Flow, ModelList, Outgoing, cut, idempotency
 from service.client.retry import Failures, Retry
 from service.client.transport import ABANDON_TIMEOUT_S, DEFAULT_URL, http_options
 from service.schemas import Description, TokenEvent
@@ -92,11 +92,11 @@ class AsyncClient:
     ) -> JobObject:
         """A job that runs without us: see `job`, `wait`, `events`, `cancel`."""
         headers = {"Prefer": "respond-async", **idempotency(idempotency_key)}
-        answer = await self._call(Outgoing("POST", "/v1/describe", headers, await _read(image, options)))
-        return JobObject.model_validate(answer)
+        post = Outgoing("POST", "/v1/describe", headers, await _read(image, options))
+        return await self._call(JobObject, post)
 
     async def job(self, job_id: str) -> JobObject:
-        return JobObject.model_validate(await self._call(Outgoing("GET", f"{JOBS}/{job_id}")))
+        return await self._call(JobObject, Outgoing("GET", f"{JOBS}/{job_id}"))
 
     def events(self, job_id: str) -> Events:
         """A job's events from its first on."""
@@ -107,22 +107,21 @@ class AsyncClient:
         return await _last(self.events(job_id))
 
     async def cancel(self, job_id: str) -> JobObject:
-        return JobObject.model_validate(await self._call(Outgoing("DELETE", f"{JOBS}/{job_id}")))
+        return await self._call(JobObject, Outgoing("DELETE", f"{JOBS}/{job_id}"))
 
     async def models(self) -> list[dict[str, Any]]:
         """The served models with their cards; none where no worker is ready."""
-        models: list[dict[str, Any]] = (await self._call(Outgoing("GET", "/v1/models")))["data"]
-        return models
+        return (await self._call(ModelList, Outgoing("GET", "/v1/models"))).data
 
-    async def _call(self, outgoing: Outgoing) -> Any:
+    async def _call(self, kind: type[Answer], outgoing: Outgoing) -> Answer:
         failures = Failures(self._retry)
         while True:
             try:
                 response = await self._http.request(**outgoing.arguments())
-                if not response.is_error:
-                    return response.json()
+                if response.is_success:
+                    return understood(kind, response.content)
                 wait_s = failures.again_in_s(of_response(response))
-            except httpx.TransportError as lost:
+            except httpx.RequestError as lost:
                 wait_s = failures.again_in_s(lost)
             await self._sleep(wait_s)
 
@@ -137,7 +136,7 @@ class AsyncClient:
                     if flow.ended:
                         return
                     wait_s = flow.again_in_s(cut())
-                except (httpx.TransportError, ApiFailure) as error:
+                except (httpx.RequestError, ApiFailure) as error:
                     wait_s = flow.again_in_s(error)
                 await self._sleep(wait_s)
         finally:
@@ -147,7 +146,7 @@ class AsyncClient:
     async def _connection(self, flow: Flow) -> Events:
         response = await self._http.send(self._build(flow.request()), stream=True)
         async with contextlib.aclosing(response):
-            if response.is_error:
+            if not response.is_success:
                 await response.aread()
                 raise of_response(response)
             flow.head(response)

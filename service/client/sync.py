@@ -15,8 +15,8 @@ from typing import Any, Self, Unpack
 import httpx
 
 from service.client.ask import Options, Picture, body
-from service.client.errors import ApiFailure, of_response
-from service.client.flow import JOBS, Flow, Outgoing, cut, idempotency
+from service.client.errors import Answer, ApiFailure, of_response, understood
+from service.client.flow import JOBS, Flow, ModelList, Outgoing, cut, idempotency
 from service.client.retry import Failures, Retry
 from service.client.transport import ABANDON_TIMEOUT_S, DEFAULT_URL, http_options
 from service.schemas import Description, TokenEvent
@@ -87,11 +87,11 @@ class Client:
     ) -> JobObject:
         """A job that runs without us: see `job`, `wait`, `events`, `cancel`."""
         headers = {"Prefer": "respond-async", **idempotency(idempotency_key)}
-        answer = self._call(Outgoing("POST", "/v1/describe", headers, body(image, options)))
-        return JobObject.model_validate(answer)
+        post = Outgoing("POST", "/v1/describe", headers, body(image, options))
+        return self._call(JobObject, post)
 
     def job(self, job_id: str) -> JobObject:
-        return JobObject.model_validate(self._call(Outgoing("GET", f"{JOBS}/{job_id}")))
+        return self._call(JobObject, Outgoing("GET", f"{JOBS}/{job_id}"))
 
     def events(self, job_id: str) -> Events:
         """A job's events from its first on."""
@@ -102,22 +102,21 @@ class Client:
         return _last(self.events(job_id))
 
     def cancel(self, job_id: str) -> JobObject:
-        return JobObject.model_validate(self._call(Outgoing("DELETE", f"{JOBS}/{job_id}")))
+        return self._call(JobObject, Outgoing("DELETE", f"{JOBS}/{job_id}"))
 
     def models(self) -> list[dict[str, Any]]:
         """The served models with their cards; none where no worker is ready."""
-        models: list[dict[str, Any]] = self._call(Outgoing("GET", "/v1/models"))["data"]
-        return models
+        return self._call(ModelList, Outgoing("GET", "/v1/models")).data
 
-    def _call(self, outgoing: Outgoing) -> Any:
+    def _call(self, kind: type[Answer], outgoing: Outgoing) -> Answer:
         failures = Failures(self._retry)
         while True:
             try:
                 response = self._http.request(**outgoing.arguments())
-                if not response.is_error:
-                    return response.json()
+                if response.is_success:
+                    return understood(kind, response.content)
                 wait_s = failures.again_in_s(of_response(response))
-            except httpx.TransportError as lost:
+            except httpx.RequestError as lost:
                 wait_s = failures.again_in_s(lost)
             self._sleep(wait_s)
 
@@ -130,7 +129,7 @@ class Client:
                     if flow.ended:
                         return
                     wait_s = flow.again_in_s(cut())
-                except (httpx.TransportError, ApiFailure) as error:
+                except (httpx.RequestError, ApiFailure) as error:
                     wait_s = flow.again_in_s(error)
                 self._sleep(wait_s)
         finally:
@@ -139,7 +138,7 @@ class Client:
 
     def _connection(self, flow: Flow) -> Events:
         with contextlib.closing(self._http.send(self._build(flow.request()), stream=True)) as response:
-            if response.is_error:
+            if not response.is_success:
                 response.read()
                 raise of_response(response)
             flow.head(response)

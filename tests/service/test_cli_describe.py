@@ -178,9 +178,7 @@ async def test_nothing_stands_on_the_line_of_the_bar(
     assert "1/3" in shown
 
 
-async def test_a_failure_leaves_the_terminal_as_it_was(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_failure_leaves_the_terminal_as_it_was(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bar was once started again behind the complaint, and its cursor stayed hidden."""
     screen = io.StringIO()
     monkeypatch.setattr("service.cli.paper.Console", lambda **_: Console(file=screen, force_terminal=True))
