@@ -14,4 +14,6 @@ ABANDON_TIMEOUT_S = 10.0  # who interrupts wants to leave
 def http_options(url: str, api_key: str | None, timeout_s: float) -> dict[str, Any]:
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     timeout = httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S)
-    return {"base_url": url, "headers": headers, "timeout": timeout}
+    # How much may be asked at once is the service's to say (429), not the connections'.
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
+    return {"base_url": url, "headers": headers, "timeout": timeout, "limits": limits}

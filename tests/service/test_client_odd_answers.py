@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
+import itertools
 from collections.abc import Callable
 
 import pytest
 
-from service.client import ServerFailed, TokenEvent, Unreachable
+from service.client import AsyncClient, ServerFailed, TokenEvent, Unreachable
 from tests.service.both_clients import Both
 from tests.service.odd_server import answer, odd_server
 from tests.service.test_describe import PNG
 
+MANY = 130
 HTML = "<html><body>Welcome to the hotel's network</body></html>"
 TOKEN = 'id: 1-2\nevent: token\ndata: {"text": "A", "token_ids": [0], "drafted": [false]%s}\n\n'
 JOB = "/v1/jobs/desc-" + "0" * 32
@@ -78,3 +81,24 @@ async def test_a_garbled_answer_is_a_broken_connection(both: Callable[..., Both]
         with pytest.raises(Unreachable):
             await both(odd.url).call("models")
     assert len(odd.asked) == 5
+
+
+async def test_more_streams_at_once_than_httpx_has_connections() -> None:
+    """From the 101st on they waited for a connection, and failed as if the service were gone."""
+    connected = itertools.count(1)
+    all_there = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if next(connected) == MANY:
+            all_there.set()
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, backlog=MANY)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server, AsyncClient(url) as client, asyncio.timeout(20):
+        asking = [asyncio.create_task(client.wait("desc-" + "0" * 32)) for _ in range(MANY)]
+        await all_there.wait()
+        for one in asking:
+            one.cancel()
+        await asyncio.wait(asking)

@@ -36,7 +36,14 @@ def test_retry_after_is_seconds_or_a_date() -> None:
     soon = retry_after_s({"Retry-After": format_datetime(datetime.now(UTC) + timedelta(seconds=60))})
     assert soon is not None
     assert 50 < soon <= 60
-    for odd in ("", "soon", "-5", "1.5", "Wed, 21 Oct 2015 07:28:00 +9999999999999", "99 Oct 99999 07:28:00 GMT"):
+    for odd in (
+        "",
+        "soon",
+        "-5",
+        "1.5",
+        "Wed, 21 Oct 2015 07:28:00 +9999999999999",
+        "99 Oct 99999 07:28:00 GMT",
+    ):
         assert retry_after_s({"Retry-After": odd}) is None
     assert retry_after_s({}) is None
 
