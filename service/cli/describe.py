@@ -173,13 +173,13 @@ class Run:
         self._paper = paper
 
     def all(self) -> Exit:
-        from service.client import Refused, TwigserveError
+        from service.client import Conflict, Refused, TwigserveError
 
         try:
             return self._each()
-        except Refused as refused:
-            raise ValueError(str(refused)) from refused
         except TwigserveError as error:
+            if isinstance(error, Refused) and not isinstance(error, Conflict):  # somebody cancelled the job
+                raise ValueError(str(error)) from error
             self._paper.say(f"twigserve: {error}")
             return Exit.NO_SERVICE
         finally:

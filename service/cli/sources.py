@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from model.request import Result, StepOutput
 
 RETRIES = 2  # somebody is waiting
+TOO_LARGE = (
+    413  # a body refused before its fields were read, perhaps by a proxy: what is large is the picture
+)
 
 Told = Iterator[TokenEvent | Description]
 
@@ -151,7 +154,7 @@ class RemoteSource:
         try:
             yield from self._client.stream(picture, **options)
         except Refused as error:
-            if error.param == "image":
+            if error.param == "image" or error.status == TOO_LARGE:
                 raise PictureRefused(str(error)) from error
             raise
 

@@ -90,6 +90,26 @@ async def test_one_bad_picture_does_not_stop_the_others(
     assert "notes.txt" not in done.stdout
 
 
+async def test_a_picture_beyond_any_body_does_not_stop_the_others(
+    live: Live, worker: ScriptedWorker, folder: Path
+) -> None:
+    """The body is refused before anybody looks for a picture in it: no `param` says whose fault it is."""
+    (folder / "huge.png").write_bytes(PNG + b"0" * 2_000_000)
+    done = await describe("huge.png", "a.png", "--server", live.url)
+    assert done.exit_code == 1
+    assert "huge.png: The body is too large" in done.stderr
+    assert TEXT in done.stdout
+
+
+async def test_a_job_that_somebody_cancelled_is_no_wrong_use(
+    live: Live, worker: ScriptedWorker, folder: Path
+) -> None:
+    worker.script = failing(ErrorData(message="It was cancelled.", code="cancelled"))
+    done = await describe("a.png", "--server", live.url)
+    assert done.exit_code == 3
+    assert "cancelled" in done.stderr
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
