@@ -5,6 +5,7 @@ Invariant: one picture's fault is told and the others go on; the exit code says 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from enum import IntEnum
 from io import BytesIO
@@ -131,7 +132,7 @@ def describe(
         from service.cli.paper import Paper
 
         paper = Paper(several=len(pictures) > 1, live=stream, as_json=as_json)
-        key = None if api_key is None else api_key.read_text().strip()
+        key = None if api_key is None else read_key(api_key)
         try:
             source = RemoteSource(server, key) if server else _engine_here(engine, paper)
             code = Run(source, asked, pictures, keep_map, paper).all()
@@ -140,16 +141,24 @@ def describe(
     raise typer.Exit(code)
 
 
+def read_key(file: Path) -> str:
+    """An editor's byte order mark and line ends are no part of it."""
+    key = file.read_text("utf-8-sig").strip()
+    if not key:
+        raise ValueError(f"--api-key-file: there is no key in {file}")
+    return key
+
+
 def check_keep_map(file: Path, pictures: Sequence[NamedPicture]) -> None:
     """Before the first question: what cannot be written is said while nothing has been computed."""
     from PIL import Image
 
-    if file.suffix.lower() not in Image.registered_extensions():
+    if Image.registered_extensions().get(file.suffix.lower()) not in Image.SAVE:
         raise ValueError(f"--keep-map: '{file.suffix}' names no kind of picture; try .png")
     if len(pictures) > 1 and NAME not in str(file):
         raise ValueError(f"--keep-map needs {NAME} in its FILE where there are several pictures")
-    names = [picture.stem for picture in pictures]
-    if double := {name for name in names if names.count(name) > 1}:
+    names = Counter(picture.stem for picture in pictures)
+    if double := [name for name, times in names.items() if times > 1]:
         raise ValueError(f"--keep-map would write '{min(double)}' twice: several pictures are named so")
 
 

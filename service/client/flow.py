@@ -21,7 +21,7 @@ from service.client.retry import Failures, Retry
 from service.schemas import Description, TokenEvent
 
 JOBS = "/v1/jobs"
-NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
+NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
 
 @dataclass(frozen=True)

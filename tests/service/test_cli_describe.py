@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,9 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from service.cli import app
+from service.cli.describe import check_keep_map, read_key
 from service.cli.paper import DRAFTED, coloured
-from service.cli.pictures import find
+from service.cli.pictures import NamedPicture, find
 from service.protocol import ErrorData
 from service.schemas import TokenEvent
 from tests.e2e.service_process import ROOT
@@ -40,7 +42,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("a.png", "b.png", "deep/c.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(PNG)
-    (tmp_path / "notes.txt").write_text("no picture")
+    for name, text in (("notes", "no picture"), ("two-keys", "twig-a\ntwig-b\n"), ("no-key", "\n")):
+        (tmp_path / f"{name}.txt").write_text(text)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -122,15 +125,22 @@ async def test_a_job_that_somebody_cancelled_is_no_wrong_use(
         ["a.png", "b.png", "--keep-map", "one.png"],
         ["a.png", "a.png", "--keep-map", "{name}.png"],
         ["a.png", "--keep-map", "one.map"],
+        ["a.png", "--keep-map", "opened-only.psd"],
         ["a.png", "--api-key-file", "key.txt"],
+        ["a.png", "--server", "localhost:8000"],
+        ["a.png", "--server", "http://[::1"],
+        ["a.png", "--server", "http://127.0.0.1:9", "--api-key-file", "two-keys.txt"],
+        ["a.png", "--server", "http://127.0.0.1:9", "--api-key-file", "no-key.txt"],
+        ["a.png", "--server", "http://127.0.0.1:9", "--api-key-file", "a.png"],
     ],
     ids=" ".join,
 )
 async def test_wrong_use_is_one_line(folder: Path, arguments: list[str]) -> None:
     done = await describe(*arguments)
-    assert done.exit_code == 2
+    assert done.exit_code == 2, done.exception
     assert len(done.stderr.splitlines()) == 1
     assert not done.stdout
+    assert "twig-" not in done.stderr  # no key is told
 
 
 async def test_a_refused_option_is_wrong_use(live: Live, worker: ScriptedWorker, folder: Path) -> None:
@@ -216,6 +226,18 @@ async def test_a_name_is_no_markup(
     done = await describe("[b].png", "--server", live.url)
     assert done.exit_code == 0, done.exception
     assert "[b].png" in screen.getvalue()
+
+
+def test_a_key_file_of_any_editor(tmp_path: Path) -> None:
+    (tmp_path / "key.txt").write_bytes(b"\xef\xbb\xbftwig-a\r\n")
+    assert read_key(tmp_path / "key.txt") == "twig-a"
+
+
+def test_many_pictures_are_checked_soon(tmp_path: Path) -> None:
+    """Each name was once looked for among all: a minute for fifty thousand."""
+    began = time.monotonic()
+    check_keep_map(tmp_path / "{name}.png", [NamedPicture(f"{i}.png") for i in range(50_000)])
+    assert time.monotonic() - began < 20
 
 
 def test_drafted_tokens_are_coloured() -> None:
