@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 import time
+from asyncio.subprocess import PIPE
 from pathlib import Path
 
 import pytest
@@ -22,15 +23,27 @@ from service.cli import app
 from service.cli.describe import check_keep_map, read_key
 from service.cli.paper import DRAFTED, coloured
 from service.cli.pictures import NamedPicture, find
-from service.protocol import ErrorData
+from service.protocol import DoneData, ErrorData, Job, TokenData
 from service.schemas import TokenEvent
 from tests.e2e.service_process import ROOT
 from tests.service.gateway_fixture import Live, eventually
-from tests.service.scripted_worker import WORDS, ScriptedWorker, failing
+from tests.service.scripted_worker import WORDS, Script, ScriptedWorker, apple, failing
 from tests.service.test_describe import PNG
 
 TEXT = "".join(WORDS)
 CURSOR_OFF, CURSOR_ON = "\x1b[?25l", "\x1b[?25h"
+
+
+def saying(text: str) -> Script:
+    """In one round."""
+
+    def script(job: Job) -> tuple[list[TokenData], DoneData | ErrorData]:
+        _, done = apple(job)
+        assert isinstance(done, DoneData)
+        token = TokenData(text=text, token_ids=(0,), drafted=(False,))
+        return [token], done.model_copy(update={"text": text, "token_ids": (0,)})
+
+    return script
 
 
 async def describe(*arguments: str, stdin: bytes | None = None) -> Result:
@@ -215,6 +228,36 @@ async def test_a_failure_leaves_the_terminal_as_it_was(folder: Path, monkeypatch
     done = await describe("a.png", "--server", "http://127.0.0.1:9")
     assert done.exit_code == 3
     assert screen.getvalue().rindex(CURSOR_OFF) < screen.getvalue().rindex(CURSOR_ON)
+
+
+async def test_an_answer_has_no_power_over_the_terminal(
+    live: Live, worker: ScriptedWorker, folder: Path
+) -> None:
+    """Words of a model, of a service or of a file's name once moved the cursor and set the clipboard."""
+    evil = "\x1b]52;c;ZXZpbA==\x07\x9b2J\x85 ä\nnext"
+    worker.script = saying(evil)
+    (folder / "\x1b[2J.txt").write_text("no picture")
+    for options in ([], ["--stream"]):
+        done = await describe("a.png", "b.png", "\x1b[2J.txt", "--server", live.url, *options)
+        assert done.exit_code == 1
+        assert not set("\x1b\x07\x9b\x85") & set(done.stdout + done.stderr)
+        assert "\\x1b]52;c;ZXZpbA==\\x07\\x9b2J\\x85 ä\nnext\n" in done.stdout
+        assert "\\x1b[2J.txt" in done.stderr
+    done = await describe("a.png", "--server", live.url, "--json")
+    assert json.loads(done.stdout)["text"] == evil
+
+
+async def test_a_name_that_is_no_unicode(live: Live, worker: ScriptedWorker, folder: Path) -> None:
+    """It once ended the command as wrong use, as did what the terminal's encoding does not have."""
+    worker.script = saying("a 🐝")
+    os.link("a.png", b"\xff.png")
+    command = [sys.executable, "-m", "service.cli", "describe", b"\xff.png", "a.png", "--server", live.url]
+    for encoding, shown in (("utf-8", "a 🐝"), ("latin-1", "a \\U0001f41d")):
+        env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": encoding}
+        asking = await asyncio.create_subprocess_exec(*command, env=env, stdout=PIPE, stderr=PIPE)
+        out, err = await asking.communicate()
+        assert asking.returncode == 0, err
+        assert shown in out.decode(encoding)
 
 
 async def test_a_name_is_no_markup(
