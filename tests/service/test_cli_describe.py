@@ -271,6 +271,24 @@ async def test_a_name_is_no_markup(
     assert "[b].png" in screen.getvalue()
 
 
+@pytest.mark.timeout(20)
+def test_a_pattern_follows_no_links_into_folders(folder: Path) -> None:
+    """Two links to a folder above them once kept the command busy for ever, one gave each picture 41 times."""
+    for name in ("here", "deep/up", "deep/again"):
+        (folder / name).symlink_to(folder)
+    (folder / ".hidden").mkdir()
+    (folder / ".hidden/d.png").write_bytes(PNG)
+    pictures = ["a.png", "b.png", "deep/c.png"]
+    for pattern in ("**/*.png", "./**/*.png", "**/**/*.png"):
+        assert [picture.name for picture in find([pattern])] == pictures
+    assert [picture.name for picture in find([f"{folder}/**"])] == [
+        str(folder / name) for name in (*pictures, "no-key.txt", "notes.txt", "two-keys.txt")
+    ]
+    assert [picture.name for picture in find(["de*/**/?.png", ".h*/**/*.png", "here/*.png"])] == [
+        *("deep/c.png", ".hidden/d.png", "here/a.png", "here/b.png")
+    ]
+
+
 def test_a_key_file_of_any_editor(tmp_path: Path) -> None:
     (tmp_path / "key.txt").write_bytes(b"\xef\xbb\xbftwig-a\r\n")
     assert read_key(tmp_path / "key.txt") == "twig-a"
