@@ -230,7 +230,7 @@ class Run:
         from model.card import ImageSpec
         from model.keepmap import keep_map
 
-        spec = ImageSpec(**self._source.image_spec(answer.model))
+        spec = ImageSpec.from_dict(self._source.image_spec(answer.model))
         upright = ImageOps.exif_transpose(Image.open(BytesIO(data)))
         drawn = keep_map(upright, spec, answer.token_map.grid, answer.token_map.kept)
         path = Path(str(self._keep_map).replace(NAME, picture.stem))

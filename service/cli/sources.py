@@ -46,7 +46,7 @@ class Source(Protocol):
     def ask(self, picture: bytes, asked: Asked) -> Told: ...
 
     def image_spec(self, model: str) -> dict[str, Any]:
-        """How the model's tower is shown a picture: the fields of `model.card.ImageSpec`."""
+        """How the model's tower is shown a picture: the fields of `model.card.ImageSpec`, at least."""
 
     def close(self) -> None: ...
 

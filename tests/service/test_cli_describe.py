@@ -12,6 +12,7 @@ import sys
 import time
 from asyncio.subprocess import PIPE
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import Result
@@ -23,6 +24,7 @@ from service.cli import app
 from service.cli.describe import check_keep_map, read_key
 from service.cli.paper import DRAFTED, coloured
 from service.cli.pictures import NamedPicture, find
+from service.client import Client
 from service.protocol import DoneData, ErrorData, Job, TokenData
 from service.schemas import TokenEvent
 from tests.e2e.service_process import ROOT
@@ -91,6 +93,22 @@ async def test_a_keep_map_for_each(live: Live, worker: ScriptedWorker, folder: P
     for name in ("a", "b"):
         with Image.open(folder / f"kept/{name}.png") as drawn:
             assert drawn.size == (144, 144)
+
+
+async def test_a_keep_map_at_a_newer_service(
+    live: Live, worker: ScriptedWorker, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its model cards have fields that we do not know."""
+    models = Client.models
+    monkeypatch.setattr(Client, "models", lambda self: [with_colour(model) for model in models(self)])
+    done = await describe("a.png", "--server", live.url, "--keep-map", "kept.png")
+    assert done.exit_code == 0, done.exception
+    assert "kept.png: 3 patches kept" in done.stderr
+
+
+def with_colour(model: dict[str, Any]) -> dict[str, Any]:
+    image = model["card"]["image"] | {"colour": "rgb"}
+    return model | {"card": model["card"] | {"image": image, "colour": 1}}
 
 
 # --- exit codes ---
@@ -273,7 +291,7 @@ async def test_a_name_is_no_markup(
 
 @pytest.mark.timeout(20)
 def test_a_pattern_follows_no_links_into_folders(folder: Path) -> None:
-    """Two links to a folder above them once kept the command busy for ever, one gave each picture 41 times."""
+    """Two links to a folder above them once kept it busy for ever; one gave each picture 41 times."""
     for name in ("here", "deep/up", "deep/again"):
         (folder / name).symlink_to(folder)
     (folder / ".hidden").mkdir()
