@@ -19,7 +19,7 @@ import httpx
 from service.client.ask import Options, Picture, body
 from service.client.errors import Answer, ApiFailure, of_response, understood
 from service.client.flow import JOBS, Flow, ModelList, Outgoing, cut, idempotency
-from service.client.retry import Failures, Retry
+from service.client.retry import Retry
 from service.client.transport import ABANDON_TIMEOUT_S, DEFAULT_URL, http_options
 from service.schemas import Description, TokenEvent
 from service.schemas_jobs import JobObject
@@ -90,10 +90,10 @@ class AsyncClient:
         idempotency_key: str | None = None,
         **options: Unpack[Options],
     ) -> JobObject:
-        """A job that runs without us: see `job`, `wait`, `events`, `cancel`."""
+        """A job that runs without us, once we have its name: see `job`, `wait`, `events`, `cancel`."""
         headers = {"Prefer": "respond-async", **idempotency(idempotency_key)}
         post = Outgoing("POST", "/v1/describe", headers, await _read(image, options))
-        return await self._call(JobObject, post)
+        return await self._call(JobObject, post, ours=idempotency_key is None)
 
     async def job(self, job_id: str) -> JobObject:
         return await self._call(JobObject, Outgoing("GET", f"{JOBS}/{job_id}"))
@@ -113,17 +113,22 @@ class AsyncClient:
         """The served models with their cards; none where no worker is ready."""
         return (await self._call(ModelList, Outgoing("GET", "/v1/models"))).data
 
-    async def _call(self, kind: type[Answer], outgoing: Outgoing) -> Answer:
-        failures = Failures(self._retry)
-        while True:
-            try:
-                response = await self._http.request(**outgoing.arguments())
-                if response.is_success:
-                    return understood(kind, response.content)
-                wait_s = failures.again_in_s(of_response(response))
-            except httpx.RequestError as lost:
-                wait_s = failures.again_in_s(lost)
-            await self._sleep(wait_s)
+    async def _call(self, kind: type[Answer], outgoing: Outgoing, *, ours: bool = False) -> Answer:
+        flow = Flow(outgoing, self._retry, ours=ours)
+        try:
+            while True:
+                try:
+                    response = await self._http.request(**flow.request().arguments())
+                    if response.is_success:
+                        flow.head(response)
+                        return understood(kind, response.content)
+                    wait_s = flow.again_in_s(of_response(response))
+                except httpx.RequestError as lost:
+                    wait_s = flow.again_in_s(lost)
+                await self._sleep(wait_s)
+        except BaseException:
+            await self._abandon(flow)
+            raise
 
     async def _events(self, flow: Flow) -> Events:
         self._open.add(flow)

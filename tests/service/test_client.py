@@ -113,10 +113,11 @@ async def test_a_stream_under_ones_own_key_can_be_dropped_and_taken_up(
         assert len(worker.jobs) == 1
 
 
-async def test_a_cancelled_task_stops_the_work(live: Live, worker: ScriptedWorker) -> None:
+@pytest.mark.parametrize("call", ["describe"])
+async def test_a_cancelled_task_stops_the_work(live: Live, worker: ScriptedWorker, call: str) -> None:
     worker.hold()
     async with AsyncClient(live.url) as client:
-        asking = asyncio.create_task(client.describe(PNG))
+        asking = asyncio.create_task(getattr(client, call)(PNG))
         await eventually(lambda: bool(worker.jobs))
         asking.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -125,10 +126,12 @@ async def test_a_cancelled_task_stops_the_work(live: Live, worker: ScriptedWorke
 
 
 @pytest.mark.usefixtures("headless")
+@pytest.mark.parametrize("call", ["describe", "submit"])
 async def test_a_task_cancelled_before_it_knows_its_job_stops_the_work(
-    live: Live, worker: ScriptedWorker
+    live: Live, worker: ScriptedWorker, call: str
 ) -> None:
-    await test_a_cancelled_task_stops_the_work(live, worker)
+    """Of a job that was only asked for nobody would ever know the name."""
+    await test_a_cancelled_task_stops_the_work(live, worker, call)
     assert len(worker.jobs) == 1
 
 
@@ -175,13 +178,14 @@ async def test_what_stays_broken_is_given_up(
 
 
 @pytest.mark.usefixtures("headless")
+@pytest.mark.parametrize("call", ["describe", "submit"])
 async def test_who_gives_up_on_a_broken_connection_stops_the_work(
-    live: Live, worker: ScriptedWorker, both: Callable[..., Both]
+    live: Live, worker: ScriptedWorker, both: Callable[..., Both], call: str
 ) -> None:
     worker.hold()
     async with cutting_proxy(live.url) as proxy:
         client = both(proxy.url, retry=Retry(attempts=0))
-        asking = asyncio.create_task(client.call("describe", PNG))
+        asking = asyncio.create_task(client.call(call, PNG))
         await eventually(lambda: bool(worker.jobs))
         proxy.cut()
         with pytest.raises(Unreachable):
