@@ -63,13 +63,15 @@ class Paper:
             self._head()
             self._out.print("" if self._live else coloured(self._rounds, self._shown))
             self._out.print(Text(told(answer), style="dim"))
+            self._rounds = []
 
     def failed(self, name: str, message: str) -> None:
-        if self._live and self._rounds:
-            self._out.print()
         self.say(f"twigserve: {name}: {message}")
 
     def say(self, message: str) -> None:
+        if self._live and self._rounds:  # of an answer that broke off
+            self._out.print()
+            self._rounds = []
         with self._without_bar():
             self._err.print(Text(self._shown(message)))
 

@@ -135,6 +135,16 @@ async def test_a_picture_beyond_any_body_does_not_stop_the_others(
     assert TEXT in done.stdout
 
 
+async def test_a_failure_stands_on_a_line_of_its_own(
+    live: Live, worker: ScriptedWorker, folder: Path
+) -> None:
+    worker.script = lambda job: (apple(job)[0], ErrorData(message="The engine broke.", code="engine_error"))
+    done = await describe("a.png", "--server", live.url, "--stream")
+    assert done.exit_code == 3
+    assert done.stdout == TEXT + "\n"
+    assert done.output == f"{TEXT}\ntwigserve: The engine broke.\n"
+
+
 async def test_a_job_that_somebody_cancelled_is_no_wrong_use(
     live: Live, worker: ScriptedWorker, folder: Path
 ) -> None:
