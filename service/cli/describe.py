@@ -5,6 +5,7 @@ Invariant: one picture's fault is told and the others go on; the exit code says 
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from enum import IntEnum
@@ -160,6 +161,14 @@ def check_keep_map(file: Path, pictures: Sequence[NamedPicture]) -> None:
     names = Counter(picture.stem for picture in pictures)
     if double := [name for name, times in names.items() if times > 1]:
         raise ValueError(f"--keep-map would write '{min(double)}' twice: several pictures are named so")
+    for folder in {_drawn_at(file, picture).parent for picture in pictures}:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise ValueError(f"--keep-map cannot write into {folder}")
+
+
+def _drawn_at(file: Path, picture: NamedPicture) -> Path:
+    return Path(str(file).replace(NAME, picture.stem))
 
 
 def _engine_here(engine: EngineOptions, paper: Paper) -> Source:
@@ -233,7 +242,6 @@ class Run:
         spec = ImageSpec.from_dict(self._source.image_spec(answer.model))
         upright = ImageOps.exif_transpose(Image.open(BytesIO(data)))
         drawn = keep_map(upright, spec, answer.token_map.grid, answer.token_map.kept)
-        path = Path(str(self._keep_map).replace(NAME, picture.stem))
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = _drawn_at(self._keep_map, picture)
         drawn.save(path)
         self._paper.say(f"{path}: {len(answer.token_map.kept)} patches kept")
