@@ -161,7 +161,11 @@ def check_keep_map(file: Path, pictures: Sequence[NamedPicture]) -> None:
     names = Counter(picture.stem for picture in pictures)
     if double := [name for name, times in names.items() if times > 1]:
         raise ValueError(f"--keep-map would write '{min(double)}' twice: several pictures are named so")
-    for folder in {_drawn_at(file, picture).parent for picture in pictures}:
+    paths = {_drawn_at(file, picture) for picture in pictures}
+    given = {Path(picture.name).resolve() for picture in pictures}
+    if over := [path for path in paths if path.resolve() in given]:
+        raise ValueError(f"--keep-map would write over {min(over)}, which is to be described")
+    for folder in {path.parent for path in paths}:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise ValueError(f"--keep-map cannot write into {folder}")

@@ -166,6 +166,7 @@ async def test_a_job_that_somebody_cancelled_is_no_wrong_use(
         ["a.png", "b.png", "--keep-map", "one.png"],
         ["a.png", "a.png", "--keep-map", "{name}.png"],
         ["a.png", "--keep-map", "one.map"],
+        ["a.png", "b.png", "--keep-map", "deep/../{name}.png", "--server", "http://127.0.0.1:9"],
         ["a.png", "--keep-map", "opened-only.psd"],
         ["a.png", "--keep-map", "notes.txt/{name}.png", "--server", "http://127.0.0.1:9"],
         ["a.png", "--api-key-file", "key.txt"],
