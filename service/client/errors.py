@@ -107,7 +107,10 @@ BY_STATUS: dict[int, type[ApiFailure]] = {
 BY_CODE: dict[str, type[ApiFailure]] = {
     "cancelled": Conflict,
     "deadline_exceeded": DeadlineExceeded,
+    "gateway_stopping": Unavailable,
+    "no_worker": Unavailable,
     "queue_down": Unavailable,
+    "unavailable": Unavailable,
 }
 
 

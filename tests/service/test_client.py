@@ -27,7 +27,7 @@ from tests.e2e.playground.scene_worker import TEXT as SCENE_TEXT
 from tests.e2e.playground.scene_worker import SteppedWorker
 from tests.service.both_clients import Both
 from tests.service.cutting_proxy import cutting_proxy
-from tests.service.gateway_fixture import Live, eventually
+from tests.service.gateway_fixture import Live, eventually, on_a_port
 from tests.service.scripted_worker import WORDS, ScriptedWorker, failing
 from tests.service.test_describe import PNG
 
@@ -162,6 +162,27 @@ async def test_cut_at_any_byte_the_answer_is_the_same(
     assert [part.text for part in rounds] == list(WORDS)
     assert isinstance(last, Description)
     assert last.text == TEXT
+    assert len(worker.jobs) == 1
+
+
+async def test_an_answer_goes_on_when_its_gateway_stops(
+    live: Live, worker: ScriptedWorker, both: Callable[..., Both], settings: GatewaySettings
+) -> None:
+    """The stopping gateway ends the stream in an error, which was once taken for the answer's own."""
+    worker.hold()
+    async with on_a_port(settings) as other, cutting_proxy(live.url) as proxy:
+
+        def asleep(_wait_s: float) -> None:
+            proxy.move(other.url)
+            worker.resume()
+
+        asking = asyncio.create_task(both(proxy.url, asleep).stream(PNG))
+        await eventually(lambda: bool(worker.jobs))
+        live.gateway.drain()
+        live.gateway.release()
+        *rounds, last = await asking
+    assert [part.text for part in rounds] == list(WORDS)
+    assert isinstance(last, Description)
     assert len(worker.jobs) == 1
 
 

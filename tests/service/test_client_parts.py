@@ -11,14 +11,16 @@ from hypothesis import given
 from hypothesis import settings as bounded
 from hypothesis import strategies as st
 
+from service import errors
 from service.client import (
     Refused,
     Retry,
     ServerFailed,
     TooBusy,
+    Unavailable,
 )
 from service.client.ask import Options
-from service.client.errors import BY_STATUS, of_response, retry_after_s
+from service.client.errors import BY_STATUS, of_event, of_response, retry_after_s
 from service.client.events import EventDecoder, SentEvent
 from service.client.retry import Failures
 from service.schemas import DescribeFields
@@ -29,6 +31,12 @@ def test_every_status_has_its_error() -> None:
         failure = of_response(httpx.Response(status, text="<html>proxy</html>"))
         assert isinstance(failure, BY_STATUS.get(status, Refused if status < 500 else ServerFailed))
         assert str(status) in str(failure)
+
+
+def test_an_event_that_says_unavailable_is_told_like_a_503() -> None:
+    codes = {kind.code for kind in (errors.Unavailable, *errors.Unavailable.__subclasses__())}
+    for code in codes:
+        assert isinstance(of_event(f'{{"error": {{"code": "{code}"}}}}', None), Unavailable)
 
 
 def test_retry_after_is_seconds_or_a_date() -> None:
