@@ -161,7 +161,7 @@ class RemoteSource:
     def image_spec(self, model: str) -> dict[str, Any]:
         cards = [found["card"] for found in self._client.models() if found["id"] == model]
         if not cards:
-            raise ValueError(f"the service no longer serves {model}: its pictures cannot be drawn")
+            raise PictureRefused(f"the service no longer serves {model}: its pictures cannot be drawn")
         image: dict[str, Any] = cards[0]["image"]
         return image
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import itertools
 import json
 import os
 import re
@@ -104,6 +105,18 @@ async def test_a_keep_map_at_a_newer_service(
     done = await describe("a.png", "--server", live.url, "--keep-map", "kept.png")
     assert done.exit_code == 0, done.exception
     assert "kept.png: 3 patches kept" in done.stderr
+
+
+async def test_a_keep_map_whose_model_is_gone_does_not_stop_the_others(
+    live: Live, worker: ScriptedWorker, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a roll-out of the workers: answered, and then nobody is ready for a moment."""
+    models, calls = Client.models, itertools.count()
+    monkeypatch.setattr(Client, "models", lambda self: models(self) if next(calls) else [])
+    done = await describe("a.png", "b.png", "--server", live.url, "--keep-map", "kept/{name}.png")
+    assert done.exit_code == 1
+    assert "a.png: the service no longer serves scripted" in done.stderr
+    assert [path.name for path in (folder / "kept").iterdir()] == ["b.png"]
 
 
 def with_colour(model: dict[str, Any]) -> dict[str, Any]:
