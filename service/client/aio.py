@@ -17,9 +17,9 @@ import anyio.to_thread
 import httpx
 
 from service.client.ask import Options, Picture, body
-from service.client.errors import Answer, ApiFailure, of_response, understood
+from service.client.errors import Answer, ApiFailure, TwigserveError, of_response, understood
 from service.client.flow import JOBS, Flow, ModelList, Outgoing, cut, idempotency
-from service.client.retry import Retry
+from service.client.retry import ABANDON, Failures, Retry
 from service.client.transport import ABANDON_TIMEOUT_S, DEFAULT_URL, http_options
 from service.schemas import Description, TokenEvent
 from service.schemas_jobs import JobObject
@@ -164,9 +164,13 @@ class AsyncClient:
 
     async def _abandon(self, flow: Flow) -> None:
         # Shielded: a cancelled task still tells the service.
-        with anyio.CancelScope(shield=True), contextlib.suppress(httpx.HTTPError):
+        failures = Failures(ABANDON)
+        with anyio.CancelScope(shield=True), contextlib.suppress(httpx.HTTPError, TwigserveError):
             while (outgoing := flow.abandoned()) is not None:
-                flow.head(await self._http.request(**outgoing.arguments(), timeout=ABANDON_TIMEOUT_S))
+                ask = outgoing.arguments() | {"timeout": ABANDON_TIMEOUT_S}
+                while not (response := await self._http.request(**ask)).is_success:
+                    await self._sleep(failures.again_in_s(of_response(response)))
+                flow.head(response)
 
 
 async def _last(events: Events) -> Description:

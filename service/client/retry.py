@@ -24,6 +24,9 @@ class Retry:
     longest_wait_s: float = 30.0
 
 
+ABANDON = Retry(attempts=3, first_wait_s=0.25, longest_wait_s=5.0)  # who interrupts wants to leave
+
+
 @dataclass
 class Failures:
     """Of one call, in a row: an answer in between begins anew."""

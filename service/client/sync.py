@@ -15,9 +15,9 @@ from typing import Any, Self, Unpack
 import httpx
 
 from service.client.ask import Options, Picture, body
-from service.client.errors import Answer, ApiFailure, of_response, understood
+from service.client.errors import Answer, ApiFailure, TwigserveError, of_response, understood
 from service.client.flow import JOBS, Flow, ModelList, Outgoing, cut, idempotency
-from service.client.retry import Retry
+from service.client.retry import ABANDON, Failures, Retry
 from service.client.transport import ABANDON_TIMEOUT_S, DEFAULT_URL, http_options
 from service.schemas import Description, TokenEvent
 from service.schemas_jobs import JobObject
@@ -154,9 +154,13 @@ class Client:
         return self._http.build_request(**outgoing.arguments())
 
     def _abandon(self, flow: Flow) -> None:
-        with contextlib.suppress(httpx.HTTPError):
+        failures = Failures(ABANDON)
+        with contextlib.suppress(httpx.HTTPError, TwigserveError):
             while (outgoing := flow.abandoned()) is not None:
-                flow.head(self._http.request(**outgoing.arguments(), timeout=ABANDON_TIMEOUT_S))
+                ask = outgoing.arguments() | {"timeout": ABANDON_TIMEOUT_S}
+                while not (response := self._http.request(**ask)).is_success:
+                    self._sleep(failures.again_in_s(of_response(response)))
+                flow.head(response)
 
 
 def _last(events: Events) -> Description:

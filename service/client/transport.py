@@ -8,7 +8,7 @@ import httpx
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 CONNECT_TIMEOUT_S = 10.0
-ABANDON_TIMEOUT_S = 10.0  # who interrupts wants to leave
+ABANDON_TIMEOUT_S = 10.0
 
 
 def http_options(url: str, api_key: str | None, timeout_s: float) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -145,6 +146,28 @@ async def test_who_closes_the_client_stops_the_work_of_its_streams(
         await client.left_open(PNG)
         await client.close()
         await eventually(lambda: worker.cancelled == [worker.jobs[0].id])
+
+
+@pytest.mark.usefixtures("headless")
+async def test_the_stop_of_a_job_is_tried_again_where_the_gateway_is_full(
+    live: Live, worker: ScriptedWorker, settings: GatewaySettings
+) -> None:
+    """It asks for the job by its key, as the request that is given up did, and was refused like any other."""
+    worker.hold()
+    with contextlib.ExitStack() as others:
+
+        async def asleep(_wait_s: float) -> None:
+            others.close()
+
+        async with AsyncClient(live.url, sleep=asleep) as client:
+            asking = asyncio.create_task(client.describe(PNG))
+            await eventually(lambda: bool(worker.jobs))
+            for _ in range(settings.max_open_requests - 1):
+                others.enter_context(live.gateway.admission)
+            asking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asking
+    await eventually(lambda: worker.cancelled == [worker.jobs[0].id])
 
 
 # --- connections that break ---
