@@ -37,6 +37,13 @@ class ImageSpec:
     pad_color: tuple[int, int, int] = (122, 116, 104)
     dynamic: DynamicSize | None = None
 
+    @classmethod
+    def from_dict(cls, image: dict[str, Any]) -> ImageSpec:
+        """As `ModelCard.from_dict`."""
+        dynamic = image.get("dynamic")
+        size = dynamic and DynamicSize(dynamic["multiple"], dynamic["min_pixels"], dynamic["max_pixels"])
+        return cls(image["height"], image["width"], image["fit"], tuple(image["pad_color"]), size)
+
 
 @dataclass(frozen=True)
 class ModelCard:
@@ -71,10 +78,6 @@ class ModelCard:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ModelCard:
         """Reads a card; fields that a newer worker added are ignored (the two are rolled separately)."""
-        image = data["image"]
         known = {name: data[name] for name in cls.__dataclass_fields__ if name in data and name != "image"}
         known["grid"] = tuple(data["grid"])
-        dynamic = image.get("dynamic")
-        size = dynamic and DynamicSize(dynamic["multiple"], dynamic["min_pixels"], dynamic["max_pixels"])
-        spec = ImageSpec(image["height"], image["width"], image["fit"], tuple(image["pad_color"]), size)
-        return cls(image=spec, **known)
+        return cls(image=ImageSpec.from_dict(data["image"]), **known)

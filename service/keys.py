@@ -8,14 +8,16 @@ Must not know: HTTP, the queue.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import logging
 import os
 import secrets
+import stat
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -83,11 +85,41 @@ def read_keys(path: Path) -> KeyFile:
 
 
 def write_keys(path: Path, keys: KeyFile) -> None:
-    """Whole or not at all, readable by its owner alone: gateways read it at any time."""
+    """Whole or not at all: gateways read it at any time. A new file is readable by its owner alone."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
     with os.fdopen(handle, "w") as file:
         file.write(keys.model_dump_json(indent=2, exclude_none=True) + "\n")
+    if os.name == "posix" and path.exists():
+        _as_before(name, path.stat())
     os.replace(name, path)
+
+
+def change_keys(path: Path, change: Callable[[KeyFile], KeyFile]) -> None:
+    """Who changes the file at the same time waits; what a link points to is changed, not the link."""
+    path = path.resolve()
+    with _turn(path.parent):
+        write_keys(path, change(read_keys(path) if path.exists() else KeyFile()))
+
+
+def _as_before(name: str, was: os.stat_result) -> None:
+    """Root must not take the file from the gateway's user. Others cannot give a file away."""
+    with contextlib.suppress(PermissionError):
+        if (was.st_uid, was.st_gid) != (os.geteuid(), os.getegid()):
+            os.chown(name, was.st_uid, was.st_gid)
+        os.chmod(name, stat.S_IMODE(was.st_mode))
+
+
+@contextlib.contextmanager
+def _turn(folder: Path) -> Iterator[None]:
+    """Where there is no such lock (Windows, some network file systems) nobody waits."""
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            handle = os.open(folder, os.O_RDONLY)
+            held.callback(os.close, handle)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 class KeyRing:
@@ -109,8 +141,8 @@ class KeyRing:
         return None if found is None else found.caller()
 
     def _stamp(self) -> tuple[int, int, int]:
-        stat = self._path.stat()  # of what a mounted Secret's link points to now
-        return stat.st_mtime_ns, stat.st_ino, stat.st_size
+        now = self._path.stat()  # of what a mounted Secret's link points to now
+        return now.st_mtime_ns, now.st_ino, now.st_size
 
     def _look(self) -> None:
         if self._clock() < self._next_look:

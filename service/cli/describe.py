@@ -5,6 +5,8 @@ Invariant: one picture's fault is told and the others go on; the exit code says 
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Sequence
 from enum import IntEnum
 from io import BytesIO
@@ -131,7 +133,7 @@ def describe(
         from service.cli.paper import Paper
 
         paper = Paper(several=len(pictures) > 1, live=stream, as_json=as_json)
-        key = None if api_key is None else api_key.read_text().strip()
+        key = None if api_key is None else read_key(api_key)
         try:
             source = RemoteSource(server, key) if server else _engine_here(engine, paper)
             code = Run(source, asked, pictures, keep_map, paper).all()
@@ -140,17 +142,37 @@ def describe(
     raise typer.Exit(code)
 
 
+def read_key(file: Path) -> str:
+    """An editor's byte order mark and line ends are no part of it."""
+    key = file.read_text("utf-8-sig").strip()
+    if not key:
+        raise ValueError(f"--api-key-file: there is no key in {file}")
+    return key
+
+
 def check_keep_map(file: Path, pictures: Sequence[NamedPicture]) -> None:
     """Before the first question: what cannot be written is said while nothing has been computed."""
     from PIL import Image
 
-    if file.suffix.lower() not in Image.registered_extensions():
+    if Image.registered_extensions().get(file.suffix.lower()) not in Image.SAVE:
         raise ValueError(f"--keep-map: '{file.suffix}' names no kind of picture; try .png")
     if len(pictures) > 1 and NAME not in str(file):
         raise ValueError(f"--keep-map needs {NAME} in its FILE where there are several pictures")
-    names = [picture.stem for picture in pictures]
-    if double := {name for name in names if names.count(name) > 1}:
+    names = Counter(picture.stem for picture in pictures)
+    if double := [name for name, times in names.items() if times > 1]:
         raise ValueError(f"--keep-map would write '{min(double)}' twice: several pictures are named so")
+    paths = {_drawn_at(file, picture) for picture in pictures}
+    given = {Path(picture.name).resolve() for picture in pictures}
+    if over := [path for path in paths if path.resolve() in given]:
+        raise ValueError(f"--keep-map would write over {min(over)}, which is to be described")
+    for folder in {path.parent for path in paths}:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise ValueError(f"--keep-map cannot write into {folder}")
+
+
+def _drawn_at(file: Path, picture: NamedPicture) -> Path:
+    return Path(str(file).replace(NAME, picture.stem))
 
 
 def _engine_here(engine: EngineOptions, paper: Paper) -> Source:
@@ -173,13 +195,13 @@ class Run:
         self._paper = paper
 
     def all(self) -> Exit:
-        from service.client import Refused, TwigserveError
+        from service.client import Conflict, Refused, TwigserveError
 
         try:
             return self._each()
-        except Refused as refused:
-            raise ValueError(str(refused)) from refused
         except TwigserveError as error:
+            if isinstance(error, Refused) and not isinstance(error, Conflict):  # somebody cancelled the job
+                raise ValueError(str(error)) from error
             self._paper.say(f"twigserve: {error}")
             return Exit.NO_SERVICE
         finally:
@@ -221,10 +243,9 @@ class Run:
         from model.card import ImageSpec
         from model.keepmap import keep_map
 
-        spec = ImageSpec(**self._source.image_spec(answer.model))
+        spec = ImageSpec.from_dict(self._source.image_spec(answer.model))
         upright = ImageOps.exif_transpose(Image.open(BytesIO(data)))
         drawn = keep_map(upright, spec, answer.token_map.grid, answer.token_map.kept)
-        path = Path(str(self._keep_map).replace(NAME, picture.stem))
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = _drawn_at(self._keep_map, picture)
         drawn.save(path)
         self._paper.say(f"{path}: {len(answer.token_map.kept)} patches kept")

@@ -35,8 +35,7 @@ def add(
         limits = {"requests_per_minute": requests_per_minute, "tokens_in_flight": tokens_in_flight}
         allowed = {"priorities": tuple(priority)} if priority else {}
         entry = keys.KeyEntry.model_validate({"name": name, "sha256": keys.digest(key), **limits, **allowed})
-        known = keys.read_keys(path) if path.exists() else keys.KeyFile()
-        keys.write_keys(path, known.with_key(entry))
+        keys.change_keys(path, lambda known: known.with_key(entry))
     typer.echo(key)
 
 
@@ -45,8 +44,7 @@ def remove(name: str, file: KeysFile = None) -> None:
     from service import keys
 
     with plain_errors():
-        path = _path(file)
-        keys.write_keys(path, keys.read_keys(path).without(name))
+        keys.change_keys(_path(file), lambda known: known.without(name))
 
 
 def list_keys(file: KeysFile = None) -> None:

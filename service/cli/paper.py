@@ -1,13 +1,15 @@
 """How `twigserve describe` shows answers: text with drafted tokens coloured, or JSON; progress beside it.
 
-Invariant: standard output holds answers alone; progress, legend and complaints go to standard error.
+Invariant: standard output holds answers alone; progress, legend and complaints go to standard error. What
+models, services and file names say is shown, never obeyed: they may hold what a terminal takes for orders.
 Colours and progress only on a terminal (NO_COLOR is honoured by rich).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from service.answers import description_json
 from service.schemas import Description, TokenEvent
 
 DRAFTED = "green"
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # rich drops the carriage return
 
 
 class Paper:
@@ -44,13 +47,13 @@ class Paper:
         self._rounds = []
         self._heading = f"{name}:" if self._several and not self._as_json else ""
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], description=Path(name).name)
+            self._bar.update(self._bar.task_ids[0], description=self._shown(Path(name).name))
 
     def token(self, event: TokenEvent) -> None:
         self._rounds.append(event)
         if self._live:
             self._head()
-            self._out.print(coloured([event]), end="")
+            self._out.print(coloured([event], self._shown), end="")
 
     def done(self, name: str, answer: Description) -> None:
         with self._without_bar():
@@ -58,17 +61,19 @@ class Paper:
                 print(json.dumps({"file": name, **description_json(answer)}), flush=True)
                 return
             self._head()
-            self._out.print("" if self._live else coloured(self._rounds))
+            self._out.print("" if self._live else coloured(self._rounds, self._shown))
             self._out.print(Text(told(answer), style="dim"))
+            self._rounds = []
 
     def failed(self, name: str, message: str) -> None:
-        if self._live and self._rounds:
-            self._out.print()
         self.say(f"twigserve: {name}: {message}")
 
     def say(self, message: str) -> None:
+        if self._live and self._rounds:  # of an answer that broke off
+            self._out.print()
+            self._rounds = []
         with self._without_bar():
-            self._err.print(Text(message))
+            self._err.print(Text(self._shown(message)))
 
     def legend(self) -> None:
         if self._out.is_terminal and not self._as_json:
@@ -85,12 +90,16 @@ class Paper:
         if not self._err.is_terminal or self._live:
             yield
             return
-        spinner, words, passed = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+        spinner, passed = SpinnerColumn(), TimeElapsedColumn()
+        words = TextColumn("{task.description}", markup=False)
         counted = (BarColumn(), MofNCompleteColumn()) if total > 1 else ()
-        with Progress(spinner, words, *counted, passed, console=self._err, transient=True) as self._bar:
-            self._bar.add_task("describing", total=total)
-            yield
-        self._bar = None
+        with Progress(spinner, words, *counted, passed, console=self._err, transient=True) as bar:
+            bar.add_task("describing", total=total)
+            self._bar = bar
+            try:
+                yield
+            finally:
+                self._bar = None  # so that nothing said later starts it again
 
     def advance(self) -> None:
         if self._bar is not None:
@@ -99,8 +108,14 @@ class Paper:
     def _head(self) -> None:
         """Once."""
         if self._heading:
-            self._out.print(Text(self._heading, style="bold"))
+            self._out.print(Text(self._shown(self._heading), style="bold"))
         self._heading = ""
+
+    def _shown(self, text: str) -> str:
+        """As escapes what a terminal would obey, and what standard output's encoding does not have."""
+        escaped = CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+        encoding = getattr(self._out.file, "encoding", None) or "utf-8"
+        return escaped.encode(encoding, "backslashreplace").decode(encoding)
 
     @contextmanager
     def _without_bar(self) -> Iterator[None]:
@@ -112,14 +127,14 @@ class Paper:
             self._bar.start()
 
 
-def coloured(rounds: Sequence[TokenEvent]) -> Text:
+def coloured(rounds: Sequence[TokenEvent], shown: Callable[[str], str] = str) -> Text:
     """A round of both kinds whose pieces are not told cannot be split: it stays plain."""
     text = Text()
     for event in rounds:
         pieces = event.pieces if "".join(event.pieces) == event.text else [event.text]
         drafted = event.drafted if len(pieces) == len(event.drafted) else [all(event.drafted)] * len(pieces)
         for piece, whose in zip(pieces, drafted, strict=True):
-            text.append(piece, DRAFTED if whose else None)
+            text.append(shown(piece), DRAFTED if whose else None)
     return text
 
 

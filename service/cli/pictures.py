@@ -6,8 +6,9 @@ Invariant: every one of them is a file that is there, or `-`; a pattern that mat
 from __future__ import annotations
 
 import glob
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +42,20 @@ def _expand(argument: str) -> list[str]:
         return [argument]
     if Path(argument).is_dir():
         raise ValueError(f"{argument} is a folder; name its pictures, as '{argument.rstrip('/')}/*.png'")
-    found = sorted(name for name in glob.glob(argument, recursive=True) if Path(name).is_file())
+    found = sorted({name for name in _matching(argument) if Path(name).is_file()})
     if not found:
         raise ValueError(f"no such picture: {argument}")
     return found
+
+
+def _matching(pattern: str) -> Iterator[str]:
+    """As `glob`, but `**` follows no links, as in a shell: those to a folder above them have no end."""
+    parts = Path(pattern).parts
+    if "**" not in parts:
+        yield from glob.iglob(pattern)
+        return
+    at = parts.index("**")
+    for top in glob.iglob(str(Path(*parts[:at]))):
+        for folder, below, _ in os.walk(top):
+            below[:] = [name for name in below if not name.startswith(".")]
+            yield from _matching(str(Path(glob.escape(folder), *(parts[at + 1 :] or "*"))))

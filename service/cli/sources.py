@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from model.request import Result, StepOutput
 
 RETRIES = 2  # somebody is waiting
+TOO_LARGE = (
+    413  # a body refused before its fields were read, perhaps by a proxy: what is large is the picture
+)
 
 Told = Iterator[TokenEvent | Description]
 
@@ -43,7 +46,7 @@ class Source(Protocol):
     def ask(self, picture: bytes, asked: Asked) -> Told: ...
 
     def image_spec(self, model: str) -> dict[str, Any]:
-        """How the model's tower is shown a picture: the fields of `model.card.ImageSpec`."""
+        """How the model's tower is shown a picture: the fields of `model.card.ImageSpec`, at least."""
 
     def close(self) -> None: ...
 
@@ -151,14 +154,14 @@ class RemoteSource:
         try:
             yield from self._client.stream(picture, **options)
         except Refused as error:
-            if error.param == "image":
+            if error.param == "image" or error.status == TOO_LARGE:
                 raise PictureRefused(str(error)) from error
             raise
 
     def image_spec(self, model: str) -> dict[str, Any]:
         cards = [found["card"] for found in self._client.models() if found["id"] == model]
         if not cards:
-            raise ValueError(f"the service no longer serves {model}: its pictures cannot be drawn")
+            raise PictureRefused(f"the service no longer serves {model}: its pictures cannot be drawn")
         image: dict[str, Any] = cards[0]["image"]
         return image
 

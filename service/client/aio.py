@@ -17,9 +17,9 @@ import anyio.to_thread
 import httpx
 
 from service.client.ask import Options, Picture, body
-from service.client.errors import ApiFailure, of_response
-from service.client.flow import JOBS, Flow, Outgoing, cut, idempotency
-from service.client.retry import Failures, Retry
+from service.client.errors import Answer, ApiFailure, TwigserveError, of_response, understood
+from service.client.flow import JOBS, Flow, ModelList, Outgoing, cut, idempotency
+from service.client.retry import ABANDON, Failures, Retry
 from service.client.transport import ABANDON_TIMEOUT_S, DEFAULT_URL, http_options
 from service.schemas import Description, TokenEvent
 from service.schemas_jobs import JobObject
@@ -42,6 +42,7 @@ class AsyncClient:
         self._http = httpx.AsyncClient(**http_options(url, api_key, timeout_s))
         self._retry = retry or Retry()
         self._sleep = sleep
+        self._open: set[Flow] = set()
 
     async def __aenter__(self) -> Self:
         return self
@@ -52,6 +53,9 @@ class AsyncClient:
         await self.aclose()
 
     async def aclose(self) -> None:
+        """Ends the streams that are still open: a generator left by a `break` is closed only later."""
+        for flow in list(self._open):
+            await self._abandon(flow)
         await self._http.aclose()
 
     async def describe(
@@ -86,13 +90,13 @@ class AsyncClient:
         idempotency_key: str | None = None,
         **options: Unpack[Options],
     ) -> JobObject:
-        """A job that runs without us: see `job`, `wait`, `events`, `cancel`."""
+        """A job that runs without us, once we have its name: see `job`, `wait`, `events`, `cancel`."""
         headers = {"Prefer": "respond-async", **idempotency(idempotency_key)}
-        answer = await self._call(Outgoing("POST", "/v1/describe", headers, await _read(image, options)))
-        return JobObject.model_validate(answer)
+        post = Outgoing("POST", "/v1/describe", headers, await _read(image, options))
+        return await self._call(JobObject, post, ours=idempotency_key is None)
 
     async def job(self, job_id: str) -> JobObject:
-        return JobObject.model_validate(await self._call(Outgoing("GET", f"{JOBS}/{job_id}")))
+        return await self._call(JobObject, Outgoing("GET", f"{JOBS}/{job_id}"))
 
     def events(self, job_id: str) -> Events:
         """A job's events from its first on."""
@@ -103,26 +107,31 @@ class AsyncClient:
         return await _last(self.events(job_id))
 
     async def cancel(self, job_id: str) -> JobObject:
-        return JobObject.model_validate(await self._call(Outgoing("DELETE", f"{JOBS}/{job_id}")))
+        return await self._call(JobObject, Outgoing("DELETE", f"{JOBS}/{job_id}"))
 
     async def models(self) -> list[dict[str, Any]]:
         """The served models with their cards; none where no worker is ready."""
-        models: list[dict[str, Any]] = (await self._call(Outgoing("GET", "/v1/models")))["data"]
-        return models
+        return (await self._call(ModelList, Outgoing("GET", "/v1/models"))).data
 
-    async def _call(self, outgoing: Outgoing) -> Any:
-        failures = Failures(self._retry)
-        while True:
-            try:
-                response = await self._http.request(**outgoing.arguments())
-                if not response.is_error:
-                    return response.json()
-                wait_s = failures.again_in_s(of_response(response))
-            except httpx.TransportError as lost:
-                wait_s = failures.again_in_s(lost)
-            await self._sleep(wait_s)
+    async def _call(self, kind: type[Answer], outgoing: Outgoing, *, ours: bool = False) -> Answer:
+        flow = Flow(outgoing, self._retry, ours=ours)
+        try:
+            while True:
+                try:
+                    response = await self._http.request(**flow.request().arguments())
+                    if response.is_success:
+                        flow.head(response)
+                        return understood(kind, response.content)
+                    wait_s = flow.again_in_s(of_response(response))
+                except httpx.RequestError as lost:
+                    wait_s = flow.again_in_s(lost)
+                await self._sleep(wait_s)
+        except BaseException:
+            await self._abandon(flow)
+            raise
 
     async def _events(self, flow: Flow) -> Events:
+        self._open.add(flow)
         try:
             while True:
                 try:
@@ -132,16 +141,17 @@ class AsyncClient:
                     if flow.ended:
                         return
                     wait_s = flow.again_in_s(cut())
-                except (httpx.TransportError, ApiFailure) as error:
+                except (httpx.RequestError, ApiFailure) as error:
                     wait_s = flow.again_in_s(error)
                 await self._sleep(wait_s)
         finally:
+            self._open.discard(flow)
             await self._abandon(flow)
 
     async def _connection(self, flow: Flow) -> Events:
         response = await self._http.send(self._build(flow.request()), stream=True)
         async with contextlib.aclosing(response):
-            if response.is_error:
+            if not response.is_success:
                 await response.aread()
                 raise of_response(response)
             flow.head(response)
@@ -154,9 +164,13 @@ class AsyncClient:
 
     async def _abandon(self, flow: Flow) -> None:
         # Shielded: a cancelled task still tells the service.
-        with anyio.CancelScope(shield=True), contextlib.suppress(httpx.HTTPError):
+        failures = Failures(ABANDON)
+        with anyio.CancelScope(shield=True), contextlib.suppress(httpx.HTTPError, TwigserveError):
             while (outgoing := flow.abandoned()) is not None:
-                flow.head(await self._http.request(**outgoing.arguments(), timeout=ABANDON_TIMEOUT_S))
+                ask = outgoing.arguments() | {"timeout": ABANDON_TIMEOUT_S}
+                while not (response := await self._http.request(**ask)).is_success:
+                    await self._sleep(failures.again_in_s(of_response(response)))
+                flow.head(response)
 
 
 async def _last(events: Events) -> Description:

@@ -9,7 +9,7 @@
        │  └─ Conflict          409: another request has the idempotency key, or the job was cancelled
        ├─ TooBusy              429, `retry_after_s`
        ├─ DeadlineExceeded     408, 504
-       └─ ServerFailed         5xx
+       └─ ServerFailed         5xx, a redirect, or an answer that is not understood
           └─ Unavailable       502, 503, `retry_after_s`
 
 Invariant: the message is the service's own, and an error event in a stream is told like the same failure
@@ -23,9 +23,12 @@ import email.utils
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
+from pydantic import BaseModel, ValidationError
+
+Answer = TypeVar("Answer", bound=BaseModel)
 
 
 class TwigserveError(Exception):
@@ -104,7 +107,10 @@ BY_STATUS: dict[int, type[ApiFailure]] = {
 BY_CODE: dict[str, type[ApiFailure]] = {
     "cancelled": Conflict,
     "deadline_exceeded": DeadlineExceeded,
+    "gateway_stopping": Unavailable,
+    "no_worker": Unavailable,
     "queue_down": Unavailable,
+    "unavailable": Unavailable,
 }
 
 
@@ -122,12 +128,20 @@ def of_response(response: httpx.Response) -> ApiFailure:
     )
 
 
-def of_event(data: Mapping[str, Any], request_id: str | None) -> ApiFailure:
-    error = data.get("error") or {}
+def of_event(data: str, request_id: str | None) -> ApiFailure:
+    error = _error_of(data)
     refused = error.get("type") == "invalid_request_error"
     kind = BY_CODE.get(error.get("code") or "", Refused if refused else ServerFailed)
     message = error.get("message") or "The service failed."
     return kind(message, code=error.get("code"), param=error.get("param"), request_id=request_id)
+
+
+def understood(kind: type[Answer], data: str | bytes) -> Answer:
+    """What says 200 may be another than the service, or a service of another version."""
+    try:
+        return kind.model_validate_json(data)
+    except ValidationError as odd:
+        raise ServerFailed(f"The service's answer is not understood: it is no {kind.__name__}.") from odd
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
@@ -137,14 +151,14 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
         return float(value)
     try:
         at = email.utils.parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     if at.tzinfo is None:
         at = at.replace(tzinfo=UTC)
     return max(0.0, (at - datetime.now(UTC)).total_seconds())
 
 
-def _error_of(body: bytes) -> dict[str, Any]:
+def _error_of(body: str | bytes) -> dict[str, Any]:
     try:
         error = json.loads(body).get("error")
     except (ValueError, AttributeError):

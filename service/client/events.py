@@ -7,6 +7,7 @@ Source of the format: WHATWG HTML, "Server-sent events".
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ class SentEvent:
 class EventDecoder:
     def __init__(self) -> None:
         self._rest = b""
+        self._mark = codecs.BOM_UTF8  # may stand before the first line
         self._id = ""
         self._type = ""
         self._data: list[str] = []
@@ -35,7 +37,8 @@ class EventDecoder:
         *lines, rest = LINE_END.split(text[: len(text) - held])
         self._rest = rest + text[len(text) - held :]
         for line in lines:
-            event = self._line(line.decode("utf-8", "replace"))
+            event = self._line(line.removeprefix(self._mark).decode("utf-8", "replace"))
+            self._mark = b""
             if event is not None:
                 yield event
 

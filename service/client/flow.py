@@ -7,20 +7,21 @@ Must not know: sockets, threads, event loops: `sync` and `aio` turn it.
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
+from pydantic import BaseModel
 
-from service.client.errors import ApiFailure, Unavailable, of_event
+from service.client.errors import ApiFailure, Unavailable, of_event, understood
 from service.client.events import EventDecoder
 from service.client.retry import Failures, Retry
 from service.schemas import Description, TokenEvent
 
 JOBS = "/v1/jobs"
+NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,12 @@ class Outgoing:
     def arguments(self) -> dict[str, Any]:
         """As httpx's `request` and `build_request` take them."""
         return {"method": self.method, "url": self.path, "headers": self.headers, "json": self.json}
+
+
+class ModelList(BaseModel):
+    """The cards as they are: a newer service's have more fields."""
+
+    data: list[dict[str, Any]]
 
 
 def idempotency(key: str | None) -> dict[str, str]:
@@ -50,7 +57,7 @@ class Flow:
         self._decoder = EventDecoder()
         self._ours = ours
         self._job = job
-        self._unanswered = False
+        self._unanswered = self._in_doubt = False
         self._ended = False
 
     def request(self) -> Outgoing:
@@ -72,12 +79,13 @@ class Flow:
             if event.type != "error":
                 self._failures.count = 0
             if event.type == "token":
-                yield TokenEvent.model_validate_json(event.data)
+                yield understood(TokenEvent, event.data)
             elif event.type == "done":
+                answer = understood(Description, event.data)
                 self._ended = True
-                yield Description.model_validate_json(event.data)
+                yield answer
             elif event.type == "error":
-                failure = of_event(json.loads(event.data), self._request_id)
+                failure = of_event(event.data, self._request_id)
                 self._ended = not isinstance(failure, Unavailable)  # then the job may well go on
                 raise failure
 
@@ -85,25 +93,34 @@ class Flow:
     def ended(self) -> bool:
         return self._ended
 
-    def again_in_s(self, error: httpx.TransportError | ApiFailure) -> float:
+    def again_in_s(self, error: httpx.RequestError | ApiFailure) -> float:
         """After this the next `request` is due; raises where there is no point in it."""
+        self._in_doubt |= self._unanswered and _may_have_arrived(error)
         self._unanswered = False
         return self._failures.again_in_s(error)
 
     def abandoned(self) -> Outgoing | None:
         """The next request that stops the work which nobody waits for; its `head` comes before another one.
 
-        Where the POST had no answer yet its job is not known: the same key asks once more, for the job alone.
+        Where no POST had an answer of the service its job is not known: the same key asks once more, for
+        the job alone.
         """
         if self._ended or not self._ours:
             return None
         if self._job is not None:
             self._ended = True
             return Outgoing("DELETE", self._job)
-        if self._unanswered and self._post is not None:
-            self._unanswered = False
+        if (self._unanswered or self._in_doubt) and self._post is not None:
+            self._unanswered = self._in_doubt = False
             return replace(self._post, headers=self._post.headers | {"Prefer": "respond-async"})
         return None
+
+
+def _may_have_arrived(error: httpx.RequestError | ApiFailure) -> bool:
+    """A 5xx without a code is that of a proxy, behind which anything may have happened."""
+    if isinstance(error, ApiFailure):
+        return error.code is None and (error.status or 0) >= 500
+    return not isinstance(error, NOT_SENT)
 
 
 def cut() -> httpx.TransportError:

@@ -24,6 +24,9 @@ class Retry:
     longest_wait_s: float = 30.0
 
 
+ABANDON = Retry(attempts=3, first_wait_s=0.25, longest_wait_s=5.0)  # who interrupts wants to leave
+
+
 @dataclass
 class Failures:
     """Of one call, in a row: an answer in between begins anew."""
@@ -32,7 +35,7 @@ class Failures:
     count: int = 0
     rng: random.Random = field(default_factory=random.Random)
 
-    def again_in_s(self, error: httpx.TransportError | ApiFailure) -> float:
+    def again_in_s(self, error: httpx.RequestError | ApiFailure) -> float:
         """Raises where the call has failed for good."""
         asked_s = error.retry_after_s or 0.0 if isinstance(error, ApiFailure) else 0.0
         passing = not isinstance(error, ApiFailure) or isinstance(error, TooBusy | Unavailable)
@@ -44,7 +47,7 @@ class Failures:
         return max(asked_s, wait_s * self.rng.uniform(0.5, 1.0))
 
 
-def final(error: httpx.TransportError | ApiFailure) -> ApiFailure | Unreachable:
+def final(error: httpx.RequestError | ApiFailure) -> ApiFailure | Unreachable:
     if isinstance(error, ApiFailure):
         return error
     return Unreachable(str(error) or f"The connection to the service failed ({type(error).__name__}).")

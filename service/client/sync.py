@@ -15,9 +15,9 @@ from typing import Any, Self, Unpack
 import httpx
 
 from service.client.ask import Options, Picture, body
-from service.client.errors import ApiFailure, of_response
-from service.client.flow import JOBS, Flow, Outgoing, cut, idempotency
-from service.client.retry import Failures, Retry
+from service.client.errors import Answer, ApiFailure, TwigserveError, of_response, understood
+from service.client.flow import JOBS, Flow, ModelList, Outgoing, cut, idempotency
+from service.client.retry import ABANDON, Failures, Retry
 from service.client.transport import ABANDON_TIMEOUT_S, DEFAULT_URL, http_options
 from service.schemas import Description, TokenEvent
 from service.schemas_jobs import JobObject
@@ -40,6 +40,7 @@ class Client:
         self._http = httpx.Client(**http_options(url, api_key, timeout_s))
         self._retry = retry or Retry()
         self._sleep = sleep
+        self._open: set[Flow] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -50,6 +51,9 @@ class Client:
         self.close()
 
     def close(self) -> None:
+        """Ends the streams that are still open."""
+        for flow in list(self._open):
+            self._abandon(flow)
         self._http.close()
 
     def describe(
@@ -81,13 +85,13 @@ class Client:
         idempotency_key: str | None = None,
         **options: Unpack[Options],
     ) -> JobObject:
-        """A job that runs without us: see `job`, `wait`, `events`, `cancel`."""
+        """A job that runs without us, once we have its name: see `job`, `wait`, `events`, `cancel`."""
         headers = {"Prefer": "respond-async", **idempotency(idempotency_key)}
-        answer = self._call(Outgoing("POST", "/v1/describe", headers, body(image, options)))
-        return JobObject.model_validate(answer)
+        post = Outgoing("POST", "/v1/describe", headers, body(image, options))
+        return self._call(JobObject, post, ours=idempotency_key is None)
 
     def job(self, job_id: str) -> JobObject:
-        return JobObject.model_validate(self._call(Outgoing("GET", f"{JOBS}/{job_id}")))
+        return self._call(JobObject, Outgoing("GET", f"{JOBS}/{job_id}"))
 
     def events(self, job_id: str) -> Events:
         """A job's events from its first on."""
@@ -98,26 +102,31 @@ class Client:
         return _last(self.events(job_id))
 
     def cancel(self, job_id: str) -> JobObject:
-        return JobObject.model_validate(self._call(Outgoing("DELETE", f"{JOBS}/{job_id}")))
+        return self._call(JobObject, Outgoing("DELETE", f"{JOBS}/{job_id}"))
 
     def models(self) -> list[dict[str, Any]]:
         """The served models with their cards; none where no worker is ready."""
-        models: list[dict[str, Any]] = self._call(Outgoing("GET", "/v1/models"))["data"]
-        return models
+        return self._call(ModelList, Outgoing("GET", "/v1/models")).data
 
-    def _call(self, outgoing: Outgoing) -> Any:
-        failures = Failures(self._retry)
-        while True:
-            try:
-                response = self._http.request(**outgoing.arguments())
-                if not response.is_error:
-                    return response.json()
-                wait_s = failures.again_in_s(of_response(response))
-            except httpx.TransportError as lost:
-                wait_s = failures.again_in_s(lost)
-            self._sleep(wait_s)
+    def _call(self, kind: type[Answer], outgoing: Outgoing, *, ours: bool = False) -> Answer:
+        flow = Flow(outgoing, self._retry, ours=ours)
+        try:
+            while True:
+                try:
+                    response = self._http.request(**flow.request().arguments())
+                    if response.is_success:
+                        flow.head(response)
+                        return understood(kind, response.content)
+                    wait_s = flow.again_in_s(of_response(response))
+                except httpx.RequestError as lost:
+                    wait_s = flow.again_in_s(lost)
+                self._sleep(wait_s)
+        except BaseException:
+            self._abandon(flow)
+            raise
 
     def _events(self, flow: Flow) -> Events:
+        self._open.add(flow)
         try:
             while True:
                 try:
@@ -125,15 +134,16 @@ class Client:
                     if flow.ended:
                         return
                     wait_s = flow.again_in_s(cut())
-                except (httpx.TransportError, ApiFailure) as error:
+                except (httpx.RequestError, ApiFailure) as error:
                     wait_s = flow.again_in_s(error)
                 self._sleep(wait_s)
         finally:
+            self._open.discard(flow)
             self._abandon(flow)
 
     def _connection(self, flow: Flow) -> Events:
         with contextlib.closing(self._http.send(self._build(flow.request()), stream=True)) as response:
-            if response.is_error:
+            if not response.is_success:
                 response.read()
                 raise of_response(response)
             flow.head(response)
@@ -144,9 +154,13 @@ class Client:
         return self._http.build_request(**outgoing.arguments())
 
     def _abandon(self, flow: Flow) -> None:
-        with contextlib.suppress(httpx.HTTPError):
+        failures = Failures(ABANDON)
+        with contextlib.suppress(httpx.HTTPError, TwigserveError):
             while (outgoing := flow.abandoned()) is not None:
-                flow.head(self._http.request(**outgoing.arguments(), timeout=ABANDON_TIMEOUT_S))
+                ask = outgoing.arguments() | {"timeout": ABANDON_TIMEOUT_S}
+                while not (response := self._http.request(**ask)).is_success:
+                    self._sleep(failures.again_in_s(of_response(response)))
+                flow.head(response)
 
 
 def _last(events: Events) -> Description:

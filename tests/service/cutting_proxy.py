@@ -12,13 +12,17 @@ class CuttingProxy:
     """cut_at: cuts each connection once so many bytes came down it, as long as `cuts_left` allows it."""
 
     def __init__(self, upstream: str) -> None:
-        parts = urlsplit(upstream)
-        self._upstream = (parts.hostname or "", parts.port or 80)
+        self.move(upstream)
         self._writers: set[asyncio.StreamWriter] = set()
         self.url = ""
         self.connections = 0
         self.cut_at = 0
         self.cuts_left = 0
+
+    def move(self, upstream: str) -> None:
+        """Connections from now on go there."""
+        parts = urlsplit(upstream)
+        self._upstream = (parts.hostname or "", parts.port or 80)
 
     def cut(self) -> None:
         """Every open connection ends at once, as when a cable is pulled."""

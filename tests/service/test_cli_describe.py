@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import io
+import itertools
 import json
 import os
 import re
 import signal
 import sys
+import time
+from asyncio.subprocess import PIPE
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import Result
@@ -18,16 +22,31 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from service.cli import app
+from service.cli.describe import check_keep_map, read_key
 from service.cli.paper import DRAFTED, coloured
-from service.cli.pictures import find
-from service.protocol import ErrorData
+from service.cli.pictures import NamedPicture, find
+from service.client import Client
+from service.protocol import DoneData, ErrorData, Job, TokenData
 from service.schemas import TokenEvent
 from tests.e2e.service_process import ROOT
 from tests.service.gateway_fixture import Live, eventually
-from tests.service.scripted_worker import WORDS, ScriptedWorker, failing
+from tests.service.scripted_worker import WORDS, Script, ScriptedWorker, apple, failing
 from tests.service.test_describe import PNG
 
 TEXT = "".join(WORDS)
+CURSOR_OFF, CURSOR_ON = "\x1b[?25l", "\x1b[?25h"
+
+
+def saying(text: str) -> Script:
+    """In one round."""
+
+    def script(job: Job) -> tuple[list[TokenData], DoneData | ErrorData]:
+        _, done = apple(job)
+        assert isinstance(done, DoneData)
+        token = TokenData(text=text, token_ids=(0,), drafted=(False,))
+        return [token], done.model_copy(update={"text": text, "token_ids": (0,)})
+
+    return script
 
 
 async def describe(*arguments: str, stdin: bytes | None = None) -> Result:
@@ -39,7 +58,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("a.png", "b.png", "deep/c.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(PNG)
-    (tmp_path / "notes.txt").write_text("no picture")
+    for name, text in (("notes", "no picture"), ("two-keys", "twig-a\ntwig-b\n"), ("no-key", "\n")):
+        (tmp_path / f"{name}.txt").write_text(text)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -76,6 +96,34 @@ async def test_a_keep_map_for_each(live: Live, worker: ScriptedWorker, folder: P
             assert drawn.size == (144, 144)
 
 
+async def test_a_keep_map_at_a_newer_service(
+    live: Live, worker: ScriptedWorker, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its model cards have fields that we do not know."""
+    models = Client.models
+    monkeypatch.setattr(Client, "models", lambda self: [with_colour(model) for model in models(self)])
+    done = await describe("a.png", "--server", live.url, "--keep-map", "kept.png")
+    assert done.exit_code == 0, done.exception
+    assert "kept.png: 3 patches kept" in done.stderr
+
+
+async def test_a_keep_map_whose_model_is_gone_does_not_stop_the_others(
+    live: Live, worker: ScriptedWorker, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a roll-out of the workers: answered, and then nobody is ready for a moment."""
+    models, calls = Client.models, itertools.count()
+    monkeypatch.setattr(Client, "models", lambda self: models(self) if next(calls) else [])
+    done = await describe("a.png", "b.png", "--server", live.url, "--keep-map", "kept/{name}.png")
+    assert done.exit_code == 1
+    assert "a.png: the service no longer serves scripted" in done.stderr
+    assert [path.name for path in (folder / "kept").iterdir()] == ["b.png"]
+
+
+def with_colour(model: dict[str, Any]) -> dict[str, Any]:
+    image = model["card"]["image"] | {"colour": "rgb"}
+    return model | {"card": model["card"] | {"image": image, "colour": 1}}
+
+
 # --- exit codes ---
 
 
@@ -87,6 +135,36 @@ async def test_one_bad_picture_does_not_stop_the_others(
     assert TEXT in done.stdout
     assert "notes.txt" in done.stderr
     assert "notes.txt" not in done.stdout
+
+
+async def test_a_picture_beyond_any_body_does_not_stop_the_others(
+    live: Live, worker: ScriptedWorker, folder: Path
+) -> None:
+    """The body is refused before anybody looks for a picture in it: no `param` says whose fault it is."""
+    (folder / "huge.png").write_bytes(PNG + b"0" * 2_000_000)
+    done = await describe("huge.png", "a.png", "--server", live.url)
+    assert done.exit_code == 1
+    assert "huge.png: The body is too large" in done.stderr
+    assert TEXT in done.stdout
+
+
+async def test_a_failure_stands_on_a_line_of_its_own(
+    live: Live, worker: ScriptedWorker, folder: Path
+) -> None:
+    worker.script = lambda job: (apple(job)[0], ErrorData(message="The engine broke.", code="engine_error"))
+    done = await describe("a.png", "--server", live.url, "--stream")
+    assert done.exit_code == 3
+    assert done.stdout == TEXT + "\n"
+    assert done.output == f"{TEXT}\ntwigserve: The engine broke.\n"
+
+
+async def test_a_job_that_somebody_cancelled_is_no_wrong_use(
+    live: Live, worker: ScriptedWorker, folder: Path
+) -> None:
+    worker.script = failing(ErrorData(message="It was cancelled.", code="cancelled"))
+    done = await describe("a.png", "--server", live.url)
+    assert done.exit_code == 3
+    assert "cancelled" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -101,15 +179,24 @@ async def test_one_bad_picture_does_not_stop_the_others(
         ["a.png", "b.png", "--keep-map", "one.png"],
         ["a.png", "a.png", "--keep-map", "{name}.png"],
         ["a.png", "--keep-map", "one.map"],
+        ["a.png", "b.png", "--keep-map", "deep/../{name}.png", "--server", "http://127.0.0.1:9"],
+        ["a.png", "--keep-map", "opened-only.psd"],
+        ["a.png", "--keep-map", "notes.txt/{name}.png", "--server", "http://127.0.0.1:9"],
         ["a.png", "--api-key-file", "key.txt"],
+        ["a.png", "--server", "localhost:8000"],
+        ["a.png", "--server", "http://[::1"],
+        ["a.png", "--server", "http://127.0.0.1:9", "--api-key-file", "two-keys.txt"],
+        ["a.png", "--server", "http://127.0.0.1:9", "--api-key-file", "no-key.txt"],
+        ["a.png", "--server", "http://127.0.0.1:9", "--api-key-file", "a.png"],
     ],
     ids=" ".join,
 )
 async def test_wrong_use_is_one_line(folder: Path, arguments: list[str]) -> None:
     done = await describe(*arguments)
-    assert done.exit_code == 2
+    assert done.exit_code == 2, done.exception
     assert len(done.stderr.splitlines()) == 1
     assert not done.stdout
+    assert "twig-" not in done.stderr  # no key is told
 
 
 async def test_a_refused_option_is_wrong_use(live: Live, worker: ScriptedWorker, folder: Path) -> None:
@@ -175,6 +262,86 @@ async def test_nothing_stands_on_the_line_of_the_bar(
         before = shown[: shown.index(words)]
         assert before.endswith(("\n", "\x1b[2K", "\r")), before[-40:]
     assert "1/3" in shown
+
+
+async def test_a_failure_leaves_the_terminal_as_it_was(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bar was once started again behind the complaint, and its cursor stayed hidden."""
+    screen = io.StringIO()
+    monkeypatch.setattr("service.cli.paper.Console", lambda **_: Console(file=screen, force_terminal=True))
+    done = await describe("a.png", "--server", "http://127.0.0.1:9")
+    assert done.exit_code == 3
+    assert screen.getvalue().rindex(CURSOR_OFF) < screen.getvalue().rindex(CURSOR_ON)
+
+
+async def test_an_answer_has_no_power_over_the_terminal(
+    live: Live, worker: ScriptedWorker, folder: Path
+) -> None:
+    """Words of a model, of a service or of a file's name once moved the cursor and set the clipboard."""
+    evil = "\x1b]52;c;ZXZpbA==\x07\x9b2J\x85 ä\nnext"
+    worker.script = saying(evil)
+    (folder / "\x1b[2J.txt").write_text("no picture")
+    for options in ([], ["--stream"]):
+        done = await describe("a.png", "b.png", "\x1b[2J.txt", "--server", live.url, *options)
+        assert done.exit_code == 1
+        assert not set("\x1b\x07\x9b\x85") & set(done.stdout + done.stderr)
+        assert "\\x1b]52;c;ZXZpbA==\\x07\\x9b2J\\x85 ä\nnext\n" in done.stdout
+        assert "\\x1b[2J.txt" in done.stderr
+    done = await describe("a.png", "--server", live.url, "--json")
+    assert json.loads(done.stdout)["text"] == evil
+
+
+async def test_a_name_that_is_no_unicode(live: Live, worker: ScriptedWorker, folder: Path) -> None:
+    """It once ended the command as wrong use, as did what the terminal's encoding does not have."""
+    worker.script = saying("a 🐝")
+    os.link("a.png", b"\xff.png")
+    command = [sys.executable, "-m", "service.cli", "describe", b"\xff.png", "a.png", "--server", live.url]
+    for encoding, shown in (("utf-8", "a 🐝"), ("latin-1", "a \\U0001f41d")):
+        env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": encoding}
+        asking = await asyncio.create_subprocess_exec(*command, env=env, stdout=PIPE, stderr=PIPE)
+        out, err = await asking.communicate()
+        assert asking.returncode == 0, err
+        assert shown in out.decode(encoding)
+
+
+async def test_a_name_is_no_markup(
+    live: Live, worker: ScriptedWorker, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr("service.cli.paper.Console", lambda **_: Console(file=screen, force_terminal=True))
+    (folder / "[b].png").write_bytes(PNG)
+    done = await describe("[b].png", "--server", live.url)
+    assert done.exit_code == 0, done.exception
+    assert "[b].png" in screen.getvalue()
+
+
+@pytest.mark.timeout(20)
+def test_a_pattern_follows_no_links_into_folders(folder: Path) -> None:
+    """Two links to a folder above them once kept it busy for ever; one gave each picture 41 times."""
+    for name in ("here", "deep/up", "deep/again"):
+        (folder / name).symlink_to(folder)
+    (folder / ".hidden").mkdir()
+    (folder / ".hidden/d.png").write_bytes(PNG)
+    pictures = ["a.png", "b.png", "deep/c.png"]
+    for pattern in ("**/*.png", "./**/*.png", "**/**/*.png"):
+        assert [picture.name for picture in find([pattern])] == pictures
+    assert [picture.name for picture in find([f"{folder}/**"])] == [
+        str(folder / name) for name in (*pictures, "no-key.txt", "notes.txt", "two-keys.txt")
+    ]
+    assert [picture.name for picture in find(["de*/**/?.png", ".h*/**/*.png", "here/*.png"])] == [
+        *("deep/c.png", ".hidden/d.png", "here/a.png", "here/b.png")
+    ]
+
+
+def test_a_key_file_of_any_editor(tmp_path: Path) -> None:
+    (tmp_path / "key.txt").write_bytes(b"\xef\xbb\xbftwig-a\r\n")
+    assert read_key(tmp_path / "key.txt") == "twig-a"
+
+
+def test_many_pictures_are_checked_soon(tmp_path: Path) -> None:
+    """Each name was once looked for among all: a minute for fifty thousand."""
+    began = time.monotonic()
+    check_keep_map(tmp_path / "{name}.png", [NamedPicture(f"{i}.png") for i in range(50_000)])
+    assert time.monotonic() - began < 20
 
 
 def test_drafted_tokens_are_coloured() -> None:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from service.client import (
     AsyncClient,
-    Client,
     Conflict,
     DeadlineExceeded,
     Description,
@@ -20,7 +19,6 @@ from service.client import (
     Refused,
     Retry,
     ServerFailed,
-    TokenEvent,
     Unavailable,
     Unreachable,
 )
@@ -28,66 +26,13 @@ from service.protocol import ErrorData
 from service.settings import GatewaySettings
 from tests.e2e.playground.scene_worker import TEXT as SCENE_TEXT
 from tests.e2e.playground.scene_worker import SteppedWorker
+from tests.service.both_clients import Both
 from tests.service.cutting_proxy import cutting_proxy
-from tests.service.gateway_fixture import Live, eventually
+from tests.service.gateway_fixture import Live, eventually, on_a_port
 from tests.service.scripted_worker import WORDS, ScriptedWorker, failing
 from tests.service.test_describe import PNG
 
 TEXT = "".join(WORDS)
-Asleep = Callable[[float], None]
-
-
-class Both:
-    """The two clients behind one async face; `asleep` is called instead of each wait."""
-
-    def __init__(self, kind: str, url: str, asleep: Asleep, retry: Retry) -> None:
-        async def asleep_async(wait_s: float) -> None:
-            asleep(wait_s)
-
-        self.sync = Client(url, retry=retry, sleep=asleep) if kind == "sync" else None
-        self.aio = AsyncClient(url, retry=retry, sleep=asleep_async) if kind == "async" else None
-
-    async def call(self, name: str, *args: Any, **options: Any) -> Any:
-        if self.sync is not None:
-            return await asyncio.to_thread(getattr(self.sync, name), *args, **options)
-        return await getattr(self.aio, name)(*args, **options)
-
-    async def stream(self, *args: Any, **options: Any) -> list[TokenEvent | Description]:
-        if self.sync is not None:
-            return await asyncio.to_thread(lambda: list(self.sync.stream(*args, **options)))  # type: ignore[union-attr]
-        assert self.aio is not None
-        return [event async for event in self.aio.stream(*args, **options)]
-
-    async def first_of(self, *args: Any, **options: Any) -> None:
-        """Drops the stream behind its first event."""
-        if self.sync is not None:
-            events = self.sync.stream(*args, **options)
-            await asyncio.to_thread(next, events)
-            await asyncio.to_thread(events.close)
-            return
-        assert self.aio is not None
-        stream = self.aio.stream(*args, **options)
-        await anext(stream)
-        await stream.aclose()
-
-    async def close(self) -> None:
-        if self.sync is not None:
-            self.sync.close()
-        if self.aio is not None:
-            await self.aio.aclose()
-
-
-@pytest.fixture(params=["sync", "async"])
-async def both(request: pytest.FixtureRequest) -> AsyncIterator[Callable[..., Both]]:
-    made: list[Both] = []
-
-    def make(url: str, asleep: Asleep = lambda _wait_s: None, retry: Retry | None = None) -> Both:
-        made.append(Both(request.param, url, asleep, retry or Retry()))
-        return made[-1]
-
-    yield make
-    for one in made:
-        await one.close()
 
 
 async def test_an_answer(live: Live, worker: ScriptedWorker, both: Callable[..., Both]) -> None:
@@ -169,10 +114,11 @@ async def test_a_stream_under_ones_own_key_can_be_dropped_and_taken_up(
         assert len(worker.jobs) == 1
 
 
-async def test_a_cancelled_task_stops_the_work(live: Live, worker: ScriptedWorker) -> None:
+@pytest.mark.parametrize("call", ["describe"])
+async def test_a_cancelled_task_stops_the_work(live: Live, worker: ScriptedWorker, call: str) -> None:
     worker.hold()
     async with AsyncClient(live.url) as client:
-        asking = asyncio.create_task(client.describe(PNG))
+        asking = asyncio.create_task(getattr(client, call)(PNG))
         await eventually(lambda: bool(worker.jobs))
         asking.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -181,11 +127,47 @@ async def test_a_cancelled_task_stops_the_work(live: Live, worker: ScriptedWorke
 
 
 @pytest.mark.usefixtures("headless")
+@pytest.mark.parametrize("call", ["describe", "submit"])
 async def test_a_task_cancelled_before_it_knows_its_job_stops_the_work(
-    live: Live, worker: ScriptedWorker
+    live: Live, worker: ScriptedWorker, call: str
 ) -> None:
-    await test_a_cancelled_task_stops_the_work(live, worker)
+    """Of a job that was only asked for nobody would ever know the name."""
+    await test_a_cancelled_task_stops_the_work(live, worker, call)
     assert len(worker.jobs) == 1
+
+
+async def test_who_closes_the_client_stops_the_work_of_its_streams(
+    live: Live, both: Callable[..., Both], settings: GatewaySettings
+) -> None:
+    """An `async for` left by a break closes its generator later than `async with` closes the client."""
+    with SteppedWorker(settings.redis) as worker:
+        worker.allow(1)
+        client = both(live.url)
+        await client.left_open(PNG)
+        await client.close()
+        await eventually(lambda: worker.cancelled == [worker.jobs[0].id])
+
+
+@pytest.mark.usefixtures("headless")
+async def test_the_stop_of_a_job_is_tried_again_where_the_gateway_is_full(
+    live: Live, worker: ScriptedWorker, settings: GatewaySettings
+) -> None:
+    """It asks for the job by its key, as the request that is given up did, and was refused like any other."""
+    worker.hold()
+    with contextlib.ExitStack() as others:
+
+        async def asleep(_wait_s: float) -> None:
+            others.close()
+
+        async with AsyncClient(live.url, sleep=asleep) as client:
+            asking = asyncio.create_task(client.describe(PNG))
+            await eventually(lambda: bool(worker.jobs))
+            for _ in range(settings.max_open_requests - 1):
+                others.enter_context(live.gateway.admission)
+            asking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asking
+    await eventually(lambda: worker.cancelled == [worker.jobs[0].id])
 
 
 # --- connections that break ---
@@ -206,6 +188,27 @@ async def test_cut_at_any_byte_the_answer_is_the_same(
     assert len(worker.jobs) == 1
 
 
+async def test_an_answer_goes_on_when_its_gateway_stops(
+    live: Live, worker: ScriptedWorker, both: Callable[..., Both], settings: GatewaySettings
+) -> None:
+    """The stopping gateway ends the stream in an error, which was once taken for the answer's own."""
+    worker.hold()
+    async with on_a_port(settings) as other, cutting_proxy(live.url) as proxy:
+
+        def asleep(_wait_s: float) -> None:
+            proxy.move(other.url)
+            worker.resume()
+
+        asking = asyncio.create_task(both(proxy.url, asleep).stream(PNG))
+        await eventually(lambda: bool(worker.jobs))
+        live.gateway.drain()
+        live.gateway.release()
+        *rounds, last = await asking
+    assert [part.text for part in rounds] == list(WORDS)
+    assert isinstance(last, Description)
+    assert len(worker.jobs) == 1
+
+
 async def test_what_stays_broken_is_given_up(
     live: Live, worker: ScriptedWorker, both: Callable[..., Both]
 ) -> None:
@@ -216,6 +219,46 @@ async def test_what_stays_broken_is_given_up(
             await both(proxy.url, waits.append, Retry(attempts=3)).call("describe", PNG)
     assert len(waits) == 3
     assert waits == sorted(waits)
+
+
+@pytest.mark.usefixtures("headless")
+@pytest.mark.parametrize("call", ["describe", "submit"])
+async def test_who_gives_up_on_a_broken_connection_stops_the_work(
+    live: Live, worker: ScriptedWorker, both: Callable[..., Both], call: str
+) -> None:
+    worker.hold()
+    async with cutting_proxy(live.url) as proxy:
+        client = both(proxy.url, retry=Retry(attempts=0))
+        asking = asyncio.create_task(client.call(call, PNG))
+        await eventually(lambda: bool(worker.jobs))
+        proxy.cut()
+        with pytest.raises(Unreachable):
+            await asking
+        await eventually(lambda: worker.cancelled == [worker.jobs[0].id])
+    assert len(worker.jobs) == 1
+
+
+@pytest.mark.usefixtures("headless")
+async def test_a_task_cancelled_while_it_waits_to_try_again_stops_the_work(
+    live: Live, worker: ScriptedWorker
+) -> None:
+    """The POST broke off before its head, so its job is not known."""
+    worker.hold()
+    waiting = asyncio.Event()
+
+    async def asleep(_wait_s: float) -> None:
+        waiting.set()
+        await asyncio.Event().wait()
+
+    async with cutting_proxy(live.url) as proxy, AsyncClient(proxy.url, sleep=asleep) as client:
+        asking = asyncio.create_task(client.describe(PNG))
+        await eventually(lambda: bool(worker.jobs))
+        proxy.cut()
+        await waiting.wait()
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        await eventually(lambda: worker.cancelled == [worker.jobs[0].id])
 
 
 async def test_nobody_there(both: Callable[..., Both]) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from typer.testing import CliRunner
 from service.broker.redis import RedisGatewayBroker
 from service.callers import Caller
 from service.cli import app
-from service.keys import KeyEntry, KeyFile, KeyRing, digest, new_key, read_keys, write_keys
+from service.keys import KeyEntry, KeyFile, KeyRing, change_keys, digest, new_key, read_keys, write_keys
 from service.settings import GatewaySettings, RedisSettings
 from tests.service.gateway_fixture import in_process
 from tests.service.scripted_worker import ScriptedWorker
@@ -121,6 +124,38 @@ def test_the_command_prints_the_key_once_and_stores_its_hash(tmp_path: Path) -> 
     assert run(app, ["keys", "remove", "a", "--file", str(path)]).exit_code == 0
     assert run(app, ["keys", "remove", "a", "--file", str(path)]).exit_code == 2
     assert [key.name for key in read_keys(path).keys] == ["b"]
+
+
+def test_keys_made_at_the_same_time_are_all_there(file: Path) -> None:
+    """Each command once wrote what it had read, without what another had added meanwhile."""
+    both_have_read = threading.Barrier(2)
+
+    def add(name: str) -> None:
+        def added(known: KeyFile) -> KeyFile:
+            with contextlib.suppress(threading.BrokenBarrierError):  # they take turns
+                both_have_read.wait(0.5)
+            return known.with_key(entry(name, name))
+
+        change_keys(file, added)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(add, ("c", "d")))
+    assert {key.name for key in read_keys(file).keys} == {"alice", "bob", "c", "d"}
+
+
+def test_a_change_leaves_the_file_whose_and_where_it_was(file: Path, tmp_path: Path) -> None:
+    """Root once took it from the gateway's user, and a link became a file of its own."""
+    file.chmod(0o640)
+    if os.getuid() == 0:
+        os.chown(file, 12345, 23456)
+    was = file.stat()
+    link = tmp_path / "elsewhere.json"
+    link.symlink_to(file)
+    assert CliRunner().invoke(app, ["keys", "add", "c", "--file", str(link)]).exit_code == 0
+    now = file.stat()
+    assert link.is_symlink()
+    assert (now.st_mode, now.st_uid, now.st_gid) == (was.st_mode, was.st_uid, was.st_gid)
+    assert [key.name for key in read_keys(file).keys] == ["alice", "bob", "c"]
 
 
 # --- at the gateway ---
