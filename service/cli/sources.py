@@ -19,9 +19,8 @@ if TYPE_CHECKING:
     from model.request import Result, StepOutput
 
 RETRIES = 2  # somebody is waiting
-TOO_LARGE = (
-    413  # a body refused before its fields were read, perhaps by a proxy: what is large is the picture
-)
+# A body refused before its fields were read, perhaps by a proxy: what is large is the picture.
+TOO_LARGE = 413
 
 Told = Iterator[TokenEvent | Description]
 
