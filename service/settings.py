@@ -13,8 +13,9 @@ import os
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings.exceptions import SettingsError
 
 from service.redis_url import parse_redis_url
 
@@ -22,7 +23,15 @@ ENV_PREFIX = "TWIGSERVE_"
 
 
 class _Settings(BaseSettings):
-    model_config = SettingsConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    # An input may be a password or a key. An empty variable is what compose files make of one that is not set.
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        hide_input_in_errors=True,
+        env_ignore_empty=True,
+        allow_inf_nan=False,
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -205,6 +214,12 @@ class WorkerSettings(_Settings):
     metrics_port: int | None = Field(9100, ge=0, le=65_535)
     """0 takes a free one."""
 
+    @model_validator(mode="after")
+    def _counted_all_the_time(self) -> Self:
+        if self.heartbeat_ttl_s <= self.heartbeat_s:
+            raise ValueError("heartbeat_ttl_s must be above heartbeat_s, or a sound worker is not counted")
+        return self
+
 
 class LogSettings(_Settings):
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX + "LOG_")
@@ -220,9 +235,12 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+_ALL = (RedisSettings, TracingSettings, GatewaySettings, WorkerSettings, LogSettings)
+
+
 def known_variables() -> frozenset[str]:
     names: set[str] = set()
-    for settings in (RedisSettings, TracingSettings, GatewaySettings, WorkerSettings, LogSettings):
+    for settings in _ALL:
         prefix = str(settings.model_config["env_prefix"])
         names |= {(prefix + field).upper() for field in settings.model_fields}
     return frozenset(names)
@@ -235,4 +253,26 @@ def unknown_variables(environ: Any) -> list[str]:
 
 def explicit_redis_url() -> str | None:
     """The Redis the environment names, None where it names none (then the launcher starts its own)."""
-    return os.environ.get(ENV_PREFIX + "REDIS_URL")
+    settings = RedisSettings()
+    return settings.url.get_secret_value() if "url" in settings.model_fields_set else None
+
+
+def told(error: ValueError) -> str:
+    """In one line, by the names that who made the settings knows, and without what was given."""
+    if isinstance(error, SettingsError):
+        return f'{error}: a list is written as JSON, ["one", "another"]'
+    if not isinstance(error, ValidationError):
+        return str(error)
+    return "; ".join(_named(error.title, fault["loc"]) + _fault(fault["msg"]) for fault in error.errors())
+
+
+def _named(title: str, place: tuple[int | str, ...]) -> str:
+    """The setting, and its variable where it is one of these settings."""
+    name = ".".join(map(str, place))
+    prefixes = {kind.__name__: str(kind.model_config["env_prefix"]) for kind in _ALL}
+    variable = f" ({(prefixes[title] + name).upper()})" if name and title in prefixes else ""
+    return f"{name}{variable}: " if name else ""
+
+
+def _fault(message: str) -> str:
+    return message.removeprefix("Value error, ")

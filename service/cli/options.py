@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from service.settings import LogSettings, RedisSettings
+from service.settings import LogSettings, RedisSettings, told
 
 MODEL = "The model"
 BATCH = "The batch"
@@ -136,5 +136,5 @@ def plain_errors() -> Iterator[None]:
     except BrokenPipeError:
         raise  # whoever read our output has had enough, which is no fault
     except (ValueError, OSError, ImportError) as error:
-        typer.echo(f"twigserve: {error}", err=True)
+        typer.echo(f"twigserve: {told(error) if isinstance(error, ValueError) else error}", err=True)
         raise typer.Exit(2) from error

@@ -61,6 +61,12 @@ def test_keys_are_long_random_and_not_in_the_file(file: Path) -> None:
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
+def test_a_key_in_place_of_its_digest_is_not_told() -> None:
+    with pytest.raises(ValueError, match="sha256") as caught:
+        KeyFile.model_validate_json(json.dumps({"keys": [{"name": "alice", "sha256": ALICE}]}))
+    assert ALICE not in str(caught.value)
+
+
 def test_the_ring_knows_its_callers(file: Path) -> None:
     ring = KeyRing(file)
     assert ring.caller(ALICE) == Caller("alice")

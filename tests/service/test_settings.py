@@ -6,7 +6,14 @@ import pytest
 from pydantic_settings import BaseSettings
 
 from docs.reference.configuration import settings_classes
-from service.settings import GatewaySettings, RedisSettings, WorkerSettings, known_variables
+from service.settings import (
+    GatewaySettings,
+    RedisSettings,
+    WorkerSettings,
+    explicit_redis_url,
+    known_variables,
+    told,
+)
 
 
 def test_defaults_are_complete_and_frozen():
@@ -58,3 +65,40 @@ def test_every_setting_says_what_it_means(kind: type[BaseSettings]):
     """The guide's configuration page is made of it."""
     fields = {name: field for name, field in kind.model_fields.items() if name not in ("redis", "tracing")}
     assert [name for name, field in fields.items() if not field.description] == []
+
+
+@pytest.mark.parametrize("typo", ["TWIGSERVE_REDIS_TYPO", "TWIGSERVE_REDIS_LEASE_S"])
+def test_a_fault_is_told_in_one_line_without_the_password(monkeypatch: pytest.MonkeyPatch, typo: str):
+    """The whole input stood in the message, password and all."""
+    monkeypatch.setenv("TWIGSERVE_REDIS_URL", "redis://:secret@host/0")
+    monkeypatch.setenv(typo, "20 seconds")
+    with pytest.raises(ValueError, match="validation") as caught:
+        RedisSettings()
+    assert "secret" not in str(caught.value)
+    assert typo in told(caught.value)
+    assert "\n" not in told(caught.value)
+
+
+def test_a_list_that_is_none_is_told_how_to_be_written(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TWIGSERVE_GATEWAY_CORS_ORIGINS", "https://example.org")
+    with pytest.raises(ValueError, match="cors_origins") as caught:
+        GatewaySettings()
+    assert "JSON" in told(caught.value)
+
+
+def test_an_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatch):
+    """An empty keys_file was the folder that the process stood in, and counted as keys."""
+    for name in ("WORKER_THREADS", "REDIS_URL", "GATEWAY_KEYS_FILE"):
+        monkeypatch.setenv(f"TWIGSERVE_{name}", "")
+    assert WorkerSettings().threads is None
+    assert GatewaySettings().keys_file is None
+    assert explicit_redis_url() is None
+    with pytest.raises(ValueError, match="outside"):
+        GatewaySettings(host="0.0.0.0")
+
+
+@pytest.mark.parametrize("value", [{"drain_s": float("inf")}, {"heartbeat_s": 15, "heartbeat_ttl_s": 15}])
+def test_values_that_only_look_possible_are_refused(value: dict[str, float]):
+    """No end of a drain cannot be waited for; a worker between two signs of life was not counted."""
+    with pytest.raises(ValueError, match=list(value)[-1]):
+        WorkerSettings(**value)
