@@ -58,8 +58,21 @@ class Child:
             log.error("child died", extra={"child": self.name, "code": code, "restart_s": self._backoff_s})
             self._backoff_s = min(2 * self._backoff_s, BACKOFF_MAX_S)
         elif now >= self._restart_at:
+            self._start_again(now)
+
+    def _start_again(self, now: float) -> None:
+        try:
             self.start()
+        except OSError as error:  # no memory, or no more processes: that may pass
+            self._restart_at = now + self._backoff_s
+            log.error("child not started", extra={"child": self.name, "error": str(error)})
+        else:
             log.info("child started again", extra={"child": self.name, "child_pid": self.pid})
+
+    def interrupt(self) -> None:
+        """To one that is stopping already: do not wait for what runs. Safe in a signal handler."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGINT)
 
     def terminate(self) -> None:
         if self._process is not None and self._process.poll() is None:
