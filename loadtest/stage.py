@@ -21,7 +21,7 @@ import httpx
 import redis as redis_client
 
 from service.embedded_redis import EmbeddedRedis
-from service.launcher import free_port
+from service.ports import free_port
 
 READY_S = 300.0
 GATEWAY_CORES = {0}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,11 +16,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
+from service.embedded_redis import OLDEST_REDIS
+from service.ports import port_problem
 from service.settings import GatewaySettings, RedisSettings
 
 Verdict = Literal["ok", "note", "missing"]
 OLDEST_PYTHON = (3, 11)
-OLDEST_REDIS = (6, 2)
 WORKER_PACKAGES = ("torch", "transformers", "safetensors", "numpy")
 # Beside the weights, and one more copy of them while they are loaded: Python, torch, the KV cache.
 SPARE_BYTES = 700 * 2**20
@@ -120,16 +120,10 @@ def redis_at(settings: RedisSettings) -> Finding:
 
 def port(settings: GatewaySettings) -> Finding:
     """Bound as the gateway would bind it."""
-    where = f"{settings.host}:{settings.port}"
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((settings.host, settings.port))
-        except OSError as error:
-            advice = "Something listens there already; stop it, or `twigserve serve --port 0` for a free one."
-            return Finding("port", "missing", f"{where}: {error.strerror}", advice)
-    return Finding("port", "ok", f"{where} is free")
+    problem = port_problem(settings.host, settings.port)
+    if problem is not None:
+        return Finding("port", "missing", f"{problem.where}: {problem.what}", problem.advice)
+    return Finding("port", "ok", f"{settings.host}:{settings.port} is free")
 
 
 def _version(package: str) -> str | None:

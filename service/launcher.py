@@ -7,12 +7,8 @@ started is stopped, gateway first. Must not know: Redis's contents, what a worke
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import random
-import signal
-import socket
-import threading
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,12 +16,14 @@ from pathlib import Path
 
 import httpx
 
+from service.bundled import sample_pictures
 from service.child import Child
-from service.embedded_redis import EmbeddedRedis
+from service.embedded_redis import EmbeddedRedis, NoRedisError
+from service.ports import free_port, port_problem
+from service.stop_signals import on_stop
 
 log = logging.getLogger("twigserve.launcher")
 
-PORTS = range(15_000, 32_000)
 _POLL_S = 0.2
 _STOP_GRACE_S = 5.0
 
@@ -53,8 +51,15 @@ class ServePlan:
     samples: Path = field(default_factory=lambda: Path("docs/samples"))
 
 
+# Where one can ask a server that listens on every address.
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
+
+
 def _say(line: str) -> None:
-    print(line, flush=True)  # whoever pipes us waits for these lines
+    try:
+        print(line, flush=True)  # whoever pipes us waits for these lines
+    except OSError:  # nobody reads them any more, which is no reason to stop
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 class Launcher:
@@ -64,13 +69,13 @@ class Launcher:
         self._redis: EmbeddedRedis | None = None
         self._gateway: Child | None = None
         self._workers: list[Child] = []
-        self._stop = threading.Event()
+        self._stopping = False  # no Event: its lock may be held by what the signal interrupts
         self._port = plan.port or free_port(plan.host)
         self._metrics_ports = [free_port("127.0.0.1") for _ in range(plan.workers)]
 
     @property
     def url(self) -> str:
-        host = "127.0.0.1" if self._plan.host in ("0.0.0.0", "::") else self._plan.host  # noqa: S104
+        host = _LOOPBACK.get(self._plan.host, self._plan.host)
         return f"http://{f'[{host}]' if ':' in host else host}:{self._port}"
 
     @property
@@ -78,24 +83,29 @@ class Launcher:
         return [worker.pid for worker in self._workers]
 
     def stop(self) -> None:
-        """Safe in a signal handler."""
-        self._stop.set()
+        """Safe in a signal handler. Called again, what still runs is not waited for."""
+        if self._stopping:
+            for child in self._children():
+                child.interrupt()
+        self._stopping = True
 
     def run(self) -> int:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self.stop())
+        on_stop(lambda *_: self.stop())
         try:
             self._start()
             self._wait_until_ready()
             self._supervise()
-        except StartError as error:
-            log.error("service did not start: %s", error)
+        except (StartError, NoRedisError, OSError) as error:
+            log.error("twigserve serve failed: %s", error)
             return 1
         finally:
             self._shut_down()
         return 0
 
     def _start(self) -> None:
+        # Somebody else's service at our port would be taken for our own.
+        if (problem := port_problem(self._plan.host, self._port)) is not None:
+            raise StartError(str(problem))
         redis_args = self._plan.redis_args
         if redis_args is None:
             self._redis = EmbeddedRedis()
@@ -118,7 +128,7 @@ class Launcher:
 
     def _wait_until_ready(self) -> None:
         until = time.monotonic() + self._plan.ready_timeout_s
-        while not self._stop.is_set():
+        while not self._stopping:
             if self._workers_ready() >= self._plan.workers:
                 self._announce()
                 return
@@ -127,7 +137,7 @@ class Launcher:
                     raise StartError(f"{child.name} ended with code {code} before it was ready")
             if time.monotonic() > until:
                 raise StartError(f"not ready after {self._plan.ready_timeout_s:g} s")
-            self._stop.wait(_POLL_S)
+            time.sleep(_POLL_S)
 
     def _workers_ready(self) -> int:
         try:
@@ -137,20 +147,20 @@ class Launcher:
         return int(response.json().get("workers", 0)) if response.status_code == 200 else 0
 
     def _announce(self) -> None:
-        pictures = sorted(self._plan.samples.glob("*.png"))
-        picture = pictures[0] if pictures else Path("picture.jpg")
+        picture = (sorted(self._plan.samples.glob("*.png")) or sample_pictures())[0]
         self._say(f"twigserve is ready at {self.url}  (API: {self.url}/docs, Ctrl-C stops it)")
         for url in (f"{self.url}/metrics", *self._metrics_urls()):
             self._say(f"  metrics: {url}")
         self._say(f"\n  curl -s {self.url}/v1/describe -F image=@{picture}\n")
 
     def _supervise(self) -> None:
-        while not self._stop.wait(_POLL_S):
+        while not self._stopping:
             if self._redis is not None and not self._redis.running():
                 log.error("redis died; what was queued is lost")
                 self._redis.start()
             for child in self._children():
                 child.revive()
+            time.sleep(_POLL_S)
 
     def _shut_down(self) -> None:
         """The gateway first, so that its open requests are still answered by the workers."""
@@ -161,15 +171,3 @@ class Launcher:
                 child.wait(self._plan.drain_s + _STOP_GRACE_S)
         if self._redis is not None:
             self._redis.stop()
-
-
-def free_port(host: str) -> int:
-    """Below the range from which systems take the ports of outgoing connections: one of those would be gone
-    again before a process that is only starting has bound it.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    for port in (*random.sample(PORTS, 100), 0):
-        with socket.socket(family) as probe, contextlib.suppress(OSError):
-            probe.bind((host, port))
-            return int(probe.getsockname()[1])
-    raise OSError(f"no free port on {host}")

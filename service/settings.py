@@ -23,7 +23,7 @@ ENV_PREFIX = "TWIGSERVE_"
 
 
 class _Settings(BaseSettings):
-    # An input may be a password or a key. An empty variable is what compose files make of one that is not set.
+    # An input may be a password or a key. Compose files make empty variables of those that are not set.
     model_config = SettingsConfigDict(
         frozen=True,
         extra="forbid",

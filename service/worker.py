@@ -25,9 +25,11 @@ from service.broker.base import WorkerBroker
 from service.broker.redis_worker import RedisWorkerBroker
 from service.bundled import sample_pictures
 from service.metrics import WorkerMetrics
+from service.ports import port_problem
 from service.protocol import DoneData, ErrorData, ImageRef, JobParams, ModelCard
 from service.running import DraftCounts, EngineLoad, Progress, Refused, RunningJob
 from service.settings import WorkerSettings
+from service.stop_signals import on_stop
 from service.tracing import job_tracing
 from service.worker_loop import Worker
 
@@ -176,21 +178,20 @@ def _leave_at_once(number: int, _frame: object) -> None:
     os._exit(0)
 
 
-def _on_stop(handler: Callable[[int, Any], object]) -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, handler)
-
-
 def run_worker(settings: WorkerSettings, load: Callable[[WorkerSettings], VlmEngine] = load_proved) -> None:
-    """Returns when drained after SIGTERM or SIGINT; raises where the engine failed."""
-    _on_stop(_leave_at_once)
+    """Returns when drained after a signal to stop; raises where the engine failed."""
+    on_stop(_leave_at_once)
+    if settings.metrics_port is not None:  # not only once the weights are loaded
+        problem = port_problem(settings.metrics_host, settings.metrics_port)
+        if problem is not None:
+            raise OSError(f"the worker's metrics (metrics_host, metrics_port): {problem}")
     worker_id = settings.worker_id or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
     engine = Engine(load(settings))
     metrics = WorkerMetrics(engine.card.layers)
     broker: WorkerBroker = RedisWorkerBroker(settings.redis, engine.card.model_id)
     tracing = job_tracing(settings.tracing, worker_id)
     worker = Worker(engine, broker, settings, worker_id, metrics, tracing)
-    _on_stop(lambda *_: worker.stop())
+    on_stop(lambda *_: worker.stop())
     server = None
     if settings.metrics_port is not None:
         server, _ = start_http_server(settings.metrics_port, settings.metrics_host, metrics.registry)

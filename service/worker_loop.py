@@ -8,7 +8,6 @@ Must not know: Redis, HTTP, the `model` package (it sees the engine through `Eng
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -68,15 +67,15 @@ class Worker:
         self._drain_until: float | None = None
         self._backoff_s = _BACKOFF_FIRST_S
         self._throughput = Throughput()
-        self._stop = threading.Event()
+        self._stopping = False  # no Event: its lock may be held by what the signal interrupts
         pace = Pace(settings.redis.lease_s / 4, settings.heartbeat_s, settings.stall_s)
         self._keeper = LeaseKeeper(broker, self._beat, pace)
 
     def stop(self) -> None:
         """Safe in a signal handler. Called again, it stops waiting for what runs."""
-        if self._stop.is_set():
+        if self._stopping:
             self._drain_until = 0.0
-        self._stop.set()
+        self._stopping = True
 
     def run(self) -> None:
         log.info("worker ready", extra={"worker_id": self._id, "vlm": self._card.model_id})
@@ -93,7 +92,7 @@ class Worker:
             self._leave()
 
     def _finished(self) -> bool:
-        if not self._stop.is_set():
+        if not self._stopping:
             return False
         if self._drain_until is None:
             log.info("draining", extra={"worker_id": self._id, "jobs": len(self._jobs)})
@@ -114,7 +113,7 @@ class Worker:
         try:
             self._flush()
             self._drop_lost()
-            found = 0 if self._stop.is_set() else self._claim()
+            found = 0 if self._stopping else self._claim()
             self._begin_waiting()
         except BrokerUnavailable as error:
             log.warning("broker away", extra={"error": str(error), "retry_s": self._backoff_s})
@@ -133,7 +132,7 @@ class Worker:
     def _wait(self) -> None:
         until = time.monotonic() + self._settings.poll_s
         with suppress(BrokerUnavailable):  # the next claim says so, and paces the retries
-            while not self._stop.is_set() and (left := until - time.monotonic()) > 0:
+            while not self._stopping and (left := until - time.monotonic()) > 0:
                 if self._broker.wait_for_work(min(left, _WAIT_SLICE_S)):
                     return
 
@@ -292,7 +291,7 @@ class Worker:
             card=self._card,
             max_slots=self._settings.max_batch,
             free_slots=max(0, self._settings.max_batch - len(self._jobs)),
-            draining=self._stop.is_set(),
+            draining=self._stopping,
             tokens_per_s=self._throughput.per_s(),
         )
         self._broker.heartbeat(info, self._settings.heartbeat_ttl_s)

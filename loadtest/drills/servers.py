@@ -14,7 +14,7 @@ import redis
 
 from service.child import spawn
 from service.embedded_redis import find_server
-from service.launcher import free_port
+from service.ports import free_port
 
 START_S = 20.0
 MASTER = "drill"

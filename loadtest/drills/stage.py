@@ -24,7 +24,7 @@ from pydantic import SecretStr
 from loadtest.drills.clients import Client
 from loadtest.drills.servers import Server
 from service.broker.redis_gateway import RedisGatewayBroker
-from service.launcher import free_port
+from service.ports import free_port
 from service.settings import RedisSettings
 
 READY_S = 300.0  # processes that start on a busy machine

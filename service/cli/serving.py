@@ -20,11 +20,14 @@ from service.cli.options import (
 )
 from service.settings import GatewaySettings, WorkerSettings, explicit_redis_url
 
+Host = Annotated[str | None, typer.Option(help="Address to listen on; 127.0.0.1 by default.")]
+Port = Annotated[int | None, typer.Option(help="8000 by default; 0 takes a free one.")]
+
 
 @grouped
 def serve(
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
+    host: Host = None,
+    port: Port = None,
     workers: Annotated[int, typer.Option(min=1, metavar="N", help="Worker processes.")] = 1,
     redis_url: RedisUrl = None,
     *,
@@ -36,7 +39,9 @@ def serve(
 
     with plain_errors():
         configure_log()
-        drain_s = max(WorkerSettings().drain_s, GatewaySettings(host=host, port=port).shutdown_s)
+        settings, each = GatewaySettings(**given(host=host, port=port)), WorkerSettings()
+        if workers > 1 and each.worker_id is not None:
+            raise ValueError(f"TWIGSERVE_WORKER_WORKER_ID names one worker, and there are to be {workers}")
         redis_args: tuple[str, ...] | None = ("--redis-url", redis_url) if redis_url else None
         if redis_args is None and explicit_redis_url():
             redis_args = ()
@@ -44,19 +49,19 @@ def serve(
         plan = ServePlan(
             gateway_command=(*ourselves, "gateway"),
             worker_command=(*ourselves, "worker", *command_line(engine.said() | batch.said())),
-            host=host,
-            port=port,
+            host=settings.host,
+            port=settings.port,
             workers=workers,
             redis_args=redis_args,
-            drain_s=drain_s,
+            drain_s=max(each.drain_s, settings.shutdown_s),
         )
         launcher = Launcher(plan)
     raise typer.Exit(launcher.run())
 
 
 def gateway(
-    host: Annotated[str | None, typer.Option(help="Address to listen on; 127.0.0.1 by default.")] = None,
-    port: Annotated[int | None, typer.Option(help="8000 by default; 0 takes a free one.")] = None,
+    host: Host = None,
+    port: Port = None,
     redis_url: RedisUrl = None,
     worker_metrics_url: Annotated[
         list[str] | None, typer.Option(metavar="URL", help="Appended to /metrics; repeatable.")
@@ -72,10 +77,13 @@ def gateway(
         from service.app import create_app
         from service.draining import DrainingServer
         from service.http_server import server_config
+        from service.stop_signals import on_stop
 
         app = create_app(settings)
         collector.settle()
-    DrainingServer(server_config(app, settings), app.state.gateway).run()
+        server = DrainingServer(server_config(app, settings), app.state.gateway)
+    on_stop(server.handle_exit)  # uvicorn raises again what ended it; a drained gateway ends well
+    server.run()
 
 
 @grouped

@@ -14,7 +14,7 @@ import pytest
 
 from service.broker.redis_gateway import RedisGatewayBroker
 from service.embedded_redis import EmbeddedRedis
-from service.launcher import free_port
+from service.ports import free_port
 from tests.deploy.topology import answers, await_true
 from tests.e2e.workers import STUB, environment, worker_processes
 from tests.redis_fixture import redis_server, short_settings  # noqa: F401

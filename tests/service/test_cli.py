@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from itertools import pairwise
@@ -78,6 +79,41 @@ def test_a_wrong_setting_is_one_line(monkeypatch: pytest.MonkeyPatch):
     assert result.exit_code == 2
     assert "port (TWIGSERVE_GATEWAY_PORT): " in result.output
     assert result.output.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [["serve"], ["serve", "--port", "{there}"]])
+def test_serve_listens_where_options_or_the_environment_say(
+    monkeypatch: pytest.MonkeyPatch, command: list[str]
+):
+    """The environment was checked, and not heeded."""
+    plans: list[ServePlan] = []
+    monkeypatch.setattr(Launcher, "run", lambda launcher: plans.append(launcher._plan) or 0)
+    monkeypatch.setenv("TWIGSERVE_GATEWAY_PORT", "8123")
+    monkeypatch.setenv("TWIGSERVE_GATEWAY_HOST", "127.0.0.2")
+    assert run(app, [word.replace("{there}", "8124") for word in command]).exit_code == 0
+    assert (plans[0].host, plans[0].port) == ("127.0.0.2", 8124 if "--port" in command else 8123)
+
+
+def test_one_name_for_two_workers_is_refused(monkeypatch: pytest.MonkeyPatch):
+    """They took each other's place, and the service was never ready."""
+    monkeypatch.setenv("TWIGSERVE_WORKER_WORKER_ID", "one")
+    monkeypatch.setattr(Launcher, "run", lambda launcher: 0)
+    result = run(app, ["serve", "--workers", "2"])
+    assert result.exit_code == 2
+    assert "TWIGSERVE_WORKER_WORKER_ID" in result.output
+
+
+def test_a_taken_metrics_port_is_told_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch):
+    """It was told after, and without the port."""
+    monkeypatch.setattr("service.worker.load_engine", lambda _settings: pytest.fail("loaded"))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        result = run(app, ["worker", "--metrics-port", port])
+    assert result.exit_code == 2
+    assert f"127.0.0.1:{port}" in result.output
+    assert "metrics_port" in result.output
 
 
 def test_a_checkpoint_that_is_not_there_is_one_line(tmp_path):

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import subprocess
+import sys
 
 import httpx
+import pytest
 
 from service.settings import GatewaySettings
 from tests.service.gateway_fixture import Live, eventually, on_a_port
@@ -61,3 +66,16 @@ async def test_a_released_request_is_told_where_its_answer_will_be(
             where = f"/v1/jobs/{worker.jobs[0].id}"
             while (await client.get(where)).json()["status"] != "completed":  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_drained_gateway_ends_well_whatever_asked_it_to(number: signal.Signals) -> None:
+    """A closed terminal cut it off; SIGTERM drained it and then looked like a crash."""
+    env = os.environ | {"TWIGSERVE_REDIS_URL": "redis://127.0.0.1:9"}
+    command = [sys.executable, "-m", "service.cli", "gateway", "--port", "0"]
+    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "Uvicorn running" in line:
+                process.send_signal(number)
+        assert process.wait(20) == 0

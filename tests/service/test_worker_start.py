@@ -1,4 +1,4 @@
-"""SIGTERM before a worker is ready: it leaves at once and cleanly, whatever its loader is doing."""
+"""A signal before a worker is ready: it leaves at once and cleanly, whatever its loader is doing."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ run_worker(WorkerSettings(metrics_port=None), load={load})
 
 
 @pytest.mark.parametrize("load", ["asleep", "in_threads"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_while_loading_ends_the_worker(load: str, number: signal.Signals):
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM.replace("{load}", load)], stdout=subprocess.PIPE, text=True
