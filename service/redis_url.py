@@ -29,6 +29,8 @@ def parse_redis_url(url: str) -> SentinelUrl | None:
     """None for a URL without Sentinel. ValueError says what is wrong, without the password."""
     scheme = url.partition("://")[0]
     if scheme in PLAIN_SCHEMES:
+        if scheme != "unix":
+            _check_plain(url)
         return None
     if scheme not in SCHEMES:
         raise ValueError(f"a Redis URL begins with one of {', '.join((*PLAIN_SCHEMES, *SCHEMES))}")
@@ -50,6 +52,20 @@ def parse_redis_url(url: str) -> SentinelUrl | None:
         password=unquote(password) or None,
         sentinel_password=query.get("sentinel_password", [None])[0],
     )
+
+
+def _check_plain(url: str) -> None:
+    """redis-py tells a part of the password as the port, and takes a database without a number for 0."""
+    try:
+        parts = urlsplit(url)
+        whole = parts.port != 0 and not parts.fragment and (parts.path.strip("/") or "0").isdecimal()
+    except ValueError:
+        whole = False
+    if not whole:
+        raise ValueError(
+            "a Redis URL is redis://[[user]:password@]host[:port][/db]; in user and password / ? # [ ] %"
+            " are written %2F %3F %23 %5B %5D %25"
+        ) from None
 
 
 def _address(text: str) -> tuple[str, int]:

@@ -56,7 +56,17 @@ def sync_client(settings: RedisSettings) -> redis.Redis:
     behind = parse_redis_url(url)
     if behind is not None:
         return sentinel_client(behind, options)
-    return redis.Redis.from_url(url, **options)
+    client = redis.Redis.from_url(url, **options)
+    _check_options(client.connection_pool)
+    return client
+
+
+def _check_options(pool: Any) -> None:
+    """A URL's query is only read when a connection is made, whenever that is."""
+    try:
+        pool.connection_class(**pool.connection_kwargs)
+    except (TypeError, redis.RedisError) as error:
+        raise ValueError(f"an option in the query of the Redis URL is none: {error}") from error
 
 
 def server_version(settings: RedisSettings) -> tuple[int, ...]:
@@ -79,6 +89,7 @@ def async_client(settings: RedisSettings, **overrides: Any) -> redis.asyncio.Red
     if behind is not None:
         return async_sentinel_client(behind, options)
     pool = redis.asyncio.BlockingConnectionPool.from_url(url, **options)
+    _check_options(pool)
     return redis.asyncio.Redis.from_pool(pool)
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
-from pydantic import ValidationError
+from collections.abc import Callable
+from typing import Any
 
+import pytest
+from pydantic import SecretStr, ValidationError
+
+from service.broker.connection import async_client, sync_client
 from service.redis_url import SentinelUrl, parse_redis_url
 from service.settings import RedisSettings
 
@@ -24,6 +28,31 @@ def test_the_whole_form():
 
 def test_the_short_form():
     assert parse_redis_url("redis+sentinel://s/m") == SentinelUrl((("s", 26379),), "m")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:se#cret@h:1/0",
+        "redis://:se/cret@h:1/0",
+        "redis://:se[cret@h",
+        "redis://h/main",
+        "redis://h/0#1",
+    ],
+)
+def test_a_url_that_is_read_wrongly_is_refused_without_its_password(url: str):
+    """A part of the password was told as a port that is no number."""
+    with pytest.raises(ValueError, match="%23") as caught:
+        parse_redis_url(url)
+    assert "se" not in str(caught.value).replace("user and password", "").replace("[[user]:password@]", "")
+
+
+@pytest.mark.parametrize("client", [sync_client, async_client])
+@pytest.mark.parametrize("option", ["ssl_ca=x", "ssl_cert_reqs=perhaps"])
+def test_an_option_that_is_none_is_told_at_once(client: Callable[[RedisSettings], Any], option: str):
+    """Every use of the queue failed with a traceback, for ever."""
+    with pytest.raises(ValueError, match="query of the Redis URL"):
+        client(RedisSettings(url=SecretStr(f"rediss://:secret@127.0.0.1:9/0?{option}")))
 
 
 @pytest.mark.parametrize("url", ["redis://h:1/0", "rediss://h", "unix:///run/redis.sock"])
