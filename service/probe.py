@@ -5,6 +5,7 @@ Invariant: a worker's probe asks the worker alone: a broker that is away must no
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 import httpx
@@ -26,10 +27,11 @@ def worker_problem(metrics_url: str, max_age_s: float) -> str | None:
     answer = _get(metrics_url)
     if isinstance(answer, str):
         return answer
-    for family in text_string_to_metric_families(answer.text):
-        if family.name == _LAST_ROUND:
-            age_s = time.time() - family.samples[0].value
-            return None if age_s <= max_age_s else f"the main loop has not turned for {age_s:.0f} s"
+    with contextlib.suppress(ValueError):  # whatever else listens there
+        for family in text_string_to_metric_families(answer.text):
+            if family.name == _LAST_ROUND:
+                age_s = time.time() - family.samples[0].value
+                return None if age_s <= max_age_s else f"the main loop has not turned for {age_s:.0f} s"
     return f"{metrics_url} is not a worker's"
 
 
