@@ -24,6 +24,7 @@ from model.checkpoint import resolve
 from model.config import EngineConfig
 from model.decoder import DecoderShape
 from model.detokenize import Detokenizer
+from model.device import device_of
 from model.dtypes import emulated, resolve_dtype
 from model.entrance import Entrance
 from model.generation import Generation, Times
@@ -107,13 +108,14 @@ class Engine:
     ) -> Engine:
         """Loads a base and, if given, its twig. "embedded" stands for the shipped pair.
 
-        fork_layer, drop_layer: K and F, over those of twig_config.json. Raises CheckpointError.
+        fork_layer, drop_layer: K and F, over those of twig_config.json. Raises CheckpointError, and
+        ValueError where the device is not here.
         """
         config = config or EngineConfig()
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         base_path, twig_path = resolve(base, twig)
-        where = torch.device(device)
+        where = device_of(device)
         kind = resolve_dtype(dtype, where, native=decodes(config.kernels, where))
         with torch.inference_mode():
             adapter = load_adapter(base_path, dtype=kind, device=where, config=config)

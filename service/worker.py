@@ -158,7 +158,14 @@ class Engine:
 
 def load_proved(settings: WorkerSettings) -> TwigEngine:
     """`load_engine`, and where the settings say so no engine whose answers depend on how they are made."""
-    engine = load_engine(settings)
+    try:
+        engine = load_engine(settings)
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        raise ValueError(
+            f"{settings.vlm} does not fit into the memory of {settings.device}: {error}"
+        ) from error
     if settings.verify:
         from model.examination import BATCH, examine
 
@@ -169,6 +176,12 @@ def load_proved(settings: WorkerSettings) -> TwigEngine:
             if not check.ok:
                 raise ValueError(f"{settings.vlm} failed its verification: {check.name} – {check.detail}")
     return engine
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """torch has a class for the GPU's memory alone."""
+    name = type(error).__name__
+    return name in ("MemoryError", "OutOfMemoryError") or "allocate memory" in str(error)
 
 
 def _leave_at_once(number: int, _frame: object) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import subprocess
 import sys
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from service.cli import app
 from service.launcher import Launcher, ServePlan
+from service.settings import WorkerSettings
 
 run = CliRunner().invoke
 
@@ -71,6 +76,35 @@ def test_a_probe_of_nothing_fails(what: str):
     result = run(app, ["check", what, "--url", "http://127.0.0.1:9"])
     assert result.exit_code == 1
     assert "ConnectError" in result.output
+
+
+def test_a_probe_of_something_else_says_so(repository: Path):
+    """It was a traceback."""
+    folder = functools.partial(SimpleHTTPRequestHandler, directory=repository / "docs")
+    with ThreadingHTTPServer(("127.0.0.1", 0), folder) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        result = run(app, ["check", "worker", "--url", f"http://127.0.0.1:{other.server_port}/"])
+        other.shutdown()
+    assert result.exit_code == 1
+    assert "is not a worker's" in result.output
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_here_is_one_line(device: str):
+    result = run(app, ["worker", "--device", device, "--metrics-port", "0"])
+    assert result.exit_code == 2
+    assert f"'{device}'" in result.output
+    assert result.output.count("\n") == 1
+
+
+def test_a_model_that_does_not_fit_is_one_line(monkeypatch: pytest.MonkeyPatch):
+    def too_large(_settings: WorkerSettings) -> None:
+        raise RuntimeError("unable to mmap 28 bytes: Cannot allocate memory (12)")
+
+    monkeypatch.setattr("service.worker.load_engine", too_large)
+    result = run(app, ["worker", "--metrics-port", "0"])
+    assert result.exit_code == 2
+    assert "embedded does not fit into the memory of cpu" in result.output
 
 
 def test_a_wrong_setting_is_one_line(monkeypatch: pytest.MonkeyPatch):
