@@ -18,7 +18,7 @@ from typing import Literal
 
 from service.embedded_redis import OLDEST_REDIS
 from service.ports import port_problem
-from service.settings import GatewaySettings, RedisSettings
+from service.settings import GatewaySettings, RedisSettings, told
 
 Verdict = Literal["ok", "note", "missing"]
 OLDEST_PYTHON = (3, 11)
@@ -51,12 +51,16 @@ def packages() -> Finding:
     return Finding("packages", "ok", ", ".join(f"{name} {_version(name)}" for name in WORKER_PACKAGES))
 
 
-def gpu(names: tuple[str, ...], cuda_build: str | None, auto_dtype: str) -> Finding:
+def gpu(names: tuple[str, ...], cuda_build: str | None, auto_dtype: str, device: str = "cpu") -> Finding:
+    """device: the one that the settings name."""
     if names:
         advice = "Choose it with --device cuda. What runs on a GPU has not been measured by this project."
         return Finding("gpu", "ok", ", ".join(names), advice)
+    why = "this torch is a CPU build" if cuda_build is None else f"torch for CUDA {cuda_build} sees none"
+    if device.startswith("cuda"):
+        advice = "Install a CUDA build of torch that fits the driver, or choose the device cpu."
+        return Finding("gpu", "missing", f"the device is to be {device}, but {why}", advice)
     if shutil.which("nvidia-smi") is not None:
-        why = "this torch is a CPU build" if cuda_build is None else f"torch for CUDA {cuda_build} sees none"
         advice = "Install a CUDA build of torch that fits the driver; until then workers run on the CPU."
         return Finding("gpu", "note", f"nvidia-smi is here, but {why}", advice)
     return Finding("gpu", "ok", f"none; workers compute on the CPU, in {auto_dtype}")
@@ -82,10 +86,10 @@ def memory(weights_bytes: int, available_bytes: int | None) -> Finding:
     if available_bytes is None:
         return Finding("memory", "note", "this system does not tell how much is available")
     needed = 2 * weights_bytes + SPARE_BYTES
-    told = f"{available_bytes / GIB:.1f} GiB available, about {needed / GIB:.1f} GiB needed for one worker"
+    both = f"{available_bytes / GIB:.1f} GiB available, about {needed / GIB:.1f} GiB needed for one worker"
     if available_bytes < needed:
-        return Finding("memory", "missing", told, "Close something, or choose a smaller model.")
-    return Finding("memory", "ok", told)
+        return Finding("memory", "missing", both, "Close something, or choose a smaller model.")
+    return Finding("memory", "ok", both)
 
 
 def available_bytes(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
@@ -112,10 +116,12 @@ def redis_at(settings: RedisSettings) -> Finding:
         found = server_version(settings)
     except Exception as error:  # any of redis-py's, and of the network below it
         return Finding("redis", "missing", f"{where} does not answer: {error}", "Start it, or mend the URL.")
-    told = ".".join(map(str, found))
+    number = ".".join(map(str, found))
     if found < OLDEST_REDIS:
-        return Finding("redis", "missing", f"{where} is version {told}", "6.2 or newer is needed, or Valkey.")
-    return Finding("redis", "ok", f"{where}, version {told}")
+        return Finding(
+            "redis", "missing", f"{where} is version {number}", "6.2 or newer is needed, or Valkey."
+        )
+    return Finding("redis", "ok", f"{where}, version {number}")
 
 
 def port(settings: GatewaySettings) -> Finding:
@@ -124,6 +130,16 @@ def port(settings: GatewaySettings) -> Finding:
     if problem is not None:
         return Finding("port", "missing", f"{problem.where}: {problem.what}", problem.advice)
     return Finding("port", "ok", f"{settings.host}:{settings.port} is free")
+
+
+def keys(path: Path) -> Finding:
+    from service.keys import read_keys
+
+    try:
+        return Finding("keys", "ok", f"{path}, {len(read_keys(path).keys)} keys")
+    except (OSError, ValueError) as error:
+        why = told(error) if isinstance(error, ValueError) else error.strerror
+        return Finding("keys", "missing", f"{path}: {why}", "`twigserve keys add` makes one.")
 
 
 def _version(package: str) -> str | None:
@@ -143,8 +159,10 @@ def _from_meminfo(path: Path) -> int | None:
 
 
 def _from_cgroup(folder: Path) -> int | None:
-    """cgroup 2; a limit of `max` is none."""
-    limit, used = folder / "memory.max", folder / "memory.current"
+    """cgroup 2; a limit of `max` is none. Files that were read count as used, but give way."""
+    limit, used, stat = folder / "memory.max", folder / "memory.current", folder / "memory.stat"
     if not (limit.is_file() and used.is_file()) or not limit.read_text().strip().isdecimal():
         return None
-    return max(0, int(limit.read_text()) - int(used.read_text()))
+    parts = dict(line.split() for line in stat.read_text().splitlines()) if stat.is_file() else {}
+    held = int(used.read_text()) - int(parts.get("inactive_file", 0))
+    return max(0, int(limit.read_text()) - held)

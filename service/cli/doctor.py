@@ -49,6 +49,8 @@ def _findings(settings: WorkerSettings, gateway: GatewaySettings) -> Iterator[Fi
         yield from _engine_findings(settings)
     yield look.redis_server(find_server, explicit_redis_url())
     yield look.port(gateway)
+    if gateway.keys_file is not None:
+        yield look.keys(gateway.keys_file)
 
 
 def _engine_findings(settings: WorkerSettings) -> Iterator[Finding]:
@@ -56,7 +58,7 @@ def _engine_findings(settings: WorkerSettings) -> Iterator[Finding]:
     from service import doctor as look
 
     facts = torch_facts()
-    yield look.gpu(facts.gpus, facts.cuda_build, facts.auto_dtype)
+    yield look.gpu(facts.gpus, facts.cuda_build, facts.auto_dtype, settings.device)
     if not facts.gpus:
         yield look.kernels(facts.kernels)
     try:

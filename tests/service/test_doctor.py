@@ -86,6 +86,9 @@ def test_memory_is_the_least_of_machine_and_container(tmp_path: Path) -> None:
     assert doctor.available_bytes(tmp_path, tmp_path) == 2_048_000_000
     (tmp_path / "memory.max").write_text("1000\n")
     assert doctor.available_bytes(tmp_path, tmp_path) == 400
+    # Files that were read, weights among them, looked like memory that is gone.
+    (tmp_path / "memory.stat").write_text("anon 300\ninactive_file 300\n")
+    assert doctor.available_bytes(tmp_path, tmp_path) == 700
     assert doctor.available_bytes(tmp_path / "no", tmp_path / "no") is None
     assert doctor.memory(10, 400).verdict == "missing"
     assert doctor.memory(10, 2**33).verdict == "ok"
@@ -104,3 +107,14 @@ def test_a_gpu_that_torch_cannot_use_is_noted(monkeypatch: pytest.MonkeyPatch) -
     finding = doctor.gpu((), None, "float32")
     assert (finding.verdict, "CPU build" in finding.detail) == ("note", True)
     assert doctor.gpu(("A GPU",), "12.8", "float32").verdict == "ok"
+    assert doctor.gpu((), None, "float32", "cuda").verdict == "missing"
+
+
+@pytest.mark.parametrize("content", [None, "", '{"keys": [{"name": "a", "sha256": "secret"}]}'])
+def test_keys_that_no_gateway_could_read(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "keys.json"
+    if content is not None:
+        path.write_text(content)
+    finding = doctor.keys(path)
+    assert finding.verdict == "missing"
+    assert "secret" not in finding.detail
