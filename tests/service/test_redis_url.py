@@ -33,9 +33,9 @@ def test_the_short_form():
 @pytest.mark.parametrize(
     "url",
     [
-        "redis://:se#cret@h:1/0",
-        "redis://:se/cret@h:1/0",
-        "redis://:se[cret@h",
+        "redis://:hid#den@h:1/0",
+        "redis://:hid/den@h:1/0",
+        "redis://:hid[den@h",
         "redis://h/main",
         "redis://h/0#1",
     ],
@@ -44,7 +44,7 @@ def test_a_url_that_is_read_wrongly_is_refused_without_its_password(url: str):
     """A part of the password was told as a port that is no number."""
     with pytest.raises(ValueError, match="%23") as caught:
         parse_redis_url(url)
-    assert "se" not in str(caught.value).replace("user and password", "").replace("[[user]:password@]", "")
+    assert "hid" not in str(caught.value)
 
 
 @pytest.mark.parametrize("client", [sync_client, async_client])
