@@ -119,8 +119,12 @@ class Child:
     @classmethod
     async def start(cls) -> Child:
         ours, theirs = socket.socketpair()
-        with theirs:
-            process = await asyncio.to_thread(_start, theirs)
+        try:
+            with theirs:
+                process = await asyncio.to_thread(_start, theirs)
+        except BaseException:
+            ours.close()
+            raise
         ours.setblocking(False)
         _, pipe = await asyncio.get_running_loop().create_unix_connection(Pipe, sock=ours)
         return cls(process, pipe)
@@ -150,6 +154,16 @@ def _reap(process: BaseProcess) -> None:
         process.kill()
         process.join()
     process.close()
+
+
+async def _new_child() -> Child:
+    """Refused where the machine has no process, memory or file left for it now."""
+    try:
+        return await Child.start()
+    except (OSError, EOFError) as error:
+        log.error("no image decoder could be started", extra={"error": str(error)})
+        message = "The image could not be decoded: the gateway cannot start a decoder now."
+        raise Unavailable(message, code="decoder_starved", retry_after_s=RETRY_AFTER_S) from error
 
 
 class ImagePool:
@@ -190,7 +204,7 @@ class ImagePool:
                 raise UndecodableImage(message, param="image") from second
 
     async def _try(self, head: bytes, data: bytes, *, fresh: bool = False) -> PreparedImage:
-        child = self._idle.pop() if self._idle and not fresh else await Child.start()
+        child = self._idle.pop() if self._idle and not fresh else await _new_child()
         self._busy.add(child)
         try:
             picture = await child.prepare(head, data, SILENCE_FACTOR * self._cpu_s)

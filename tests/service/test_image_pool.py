@@ -64,6 +64,22 @@ def is_alive(pid: int) -> bool:
     return False
 
 
+async def test_a_decoder_that_cannot_start_now_is_no_fault_of_the_picture(
+    pool: ImagePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was a 500: no process, memory or file was left on the machine for a moment."""
+
+    def full(_pipe: object) -> None:
+        raise BlockingIOError("no more processes")
+
+    with monkeypatch.context() as machine:
+        machine.setattr(service.image_pool, "_start", full)
+        with pytest.raises(Unavailable) as refused:
+            await pool.prepare(SMALL, SPEC)
+    assert refused.value.retry_after_s
+    assert await pool.prepare(SMALL, SPEC) == prepare(SMALL, SPEC, LIMITS)
+
+
 async def test_the_same_picture_as_in_process(pool: ImagePool) -> None:
     for data in (SMALL, encoded(noise(700, 300), "JPEG")):
         assert await pool.prepare(data, SPEC) == prepare(data, SPEC, LIMITS)
