@@ -124,7 +124,9 @@ def command_line(said: dict[str, Any]) -> list[str]:
 
 def configure_log() -> None:
     from service.log import configure
+    from service.standard_files import hold
 
+    hold()
     configure(LogSettings().level)
 
 

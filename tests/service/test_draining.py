@@ -68,11 +68,25 @@ async def test_a_released_request_is_told_where_its_answer_will_be(
                 await asyncio.sleep(0.01)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_drained_gateway_ends_well_whatever_asked_it_to(number: signal.Signals) -> None:
-    """A closed terminal cut it off; SIGTERM drained it and then looked like a crash."""
+@pytest.mark.parametrize(
+    ("number", "files"), [(signal.SIGTERM, ""), (signal.SIGHUP, ""), (signal.SIGTERM, "<&- >&-")]
+)
+def test_a_drained_gateway_ends_well_whatever_asked_it_to(number: signal.Signals, files: str) -> None:
+    """A closed terminal cut it off; SIGTERM drained it and then looked like a crash. Where standard
+    output was closed a socket took its place, and uvloop aborted."""
     env = os.environ | {"TWIGSERVE_REDIS_URL": "redis://127.0.0.1:9"}
-    command = [sys.executable, "-m", "service.cli", "gateway", "--port", "0"]
+    command = [
+        "sh",
+        "-c",
+        f'exec "$@" {files}',
+        "sh",
+        sys.executable,
+        "-m",
+        "service.cli",
+        "gateway",
+        "--port",
+        "0",
+    ]
     with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:
