@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from typing import Annotated
 
 import typer
@@ -79,6 +80,7 @@ def gateway(
         from service.http_server import server_config
         from service.stop_signals import on_stop
 
+        tempfile.gettempdir()  # decoders meet their gateway there, and large bodies wait
         app = create_app(settings)
         collector.settle()
         server = DrainingServer(server_config(app, settings), app.state.gateway)

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
@@ -148,6 +149,16 @@ def test_a_taken_metrics_port_is_told_before_anything_is_loaded(monkeypatch: pyt
     assert result.exit_code == 2
     assert f"127.0.0.1:{port}" in result.output
     assert "metrics_port" in result.output
+
+
+def test_a_gateway_without_a_temporary_folder_does_not_start(monkeypatch: pytest.MonkeyPatch):
+    """It was ready, and answered 500 to every picture."""
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nowhere"])
+    monkeypatch.setattr("service.draining.DrainingServer.run", lambda _server: pytest.fail("started"))
+    result = run(app, ["gateway", "--port", "0"])
+    assert result.exit_code == 2
+    assert "temporary directory" in result.output
 
 
 def test_a_checkpoint_that_is_not_there_is_one_line(tmp_path):
