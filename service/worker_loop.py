@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Protocol
 
-from service.broker.base import Behind, BrokerError, BrokerUnavailable, Claim, Fenced, WorkerBroker
+from service.broker.base import Behind, BrokerUnavailable, Claim, Fenced, WorkerBroker
 from service.lease_keeper import LeaseKeeper, Pace
 from service.metrics import WorkerMetrics
 from service.protocol import CANCELLED, EXPIRED, DoneData, ErrorData, ModelCard, WorkerInfo
@@ -86,7 +86,8 @@ class Worker:
         except Exception:
             # The engine's state is unknown: give everything back, counted as a failed delivery each.
             log.exception("engine failed", extra={"worker_id": self._id, "jobs": len(self._jobs)})
-            self._release_all(failed=True)
+            with suppress(BrokerUnavailable):
+                self._release_all(failed=True)
             raise
         finally:
             self._leave()
@@ -97,14 +98,17 @@ class Worker:
         if self._drain_until is None:
             log.info("draining", extra={"worker_id": self._id, "jobs": len(self._jobs)})
             self._drain_until = time.monotonic() + self._settings.drain_s
-            self._release_waiting(failed=False)
+            with suppress(BrokerUnavailable):
+                self._release_waiting(failed=False)
         return not self._jobs or time.monotonic() >= self._drain_until
 
     def _leave(self) -> None:
         self._keeper.stop()
-        self._release_all(failed=False)
-        with suppress(BrokerError):
+        try:
+            self._release_all(failed=False)
             self._broker.retire(self._id)
+        except BrokerUnavailable as error:  # asked once, not for each job: the leases lapse by themselves
+            log.warning("left without giving back", extra={"worker_id": self._id, "error": str(error)})
         log.info("worker left", extra={"worker_id": self._id})
 
     def _turn(self) -> None:
@@ -268,16 +272,18 @@ class Worker:
             self._metrics.dropped(counted_as)
 
     def _release_waiting(self, *, failed: bool) -> None:
-        for claim in self._waiting:
-            with suppress(BrokerError):
-                self._broker.release(claim.lease, failed=failed)
+        waiting, self._waiting = self._waiting, []
+        for claim in waiting:
             self._keeper.drop(claim.lease)
-        self._waiting.clear()
+        for claim in waiting:
+            with suppress(Fenced):
+                self._broker.release(claim.lease, failed=failed)
 
     def _release_all(self, *, failed: bool) -> None:
+        jobs, self._jobs = list(self._jobs.values()), {}
         self._release_waiting(failed=False)
-        for job in self._jobs.values():
-            with suppress(BrokerError):
+        for job in jobs:
+            with suppress(Fenced, Behind):
                 if job.ended:
                     self._broker.finish(job.lease, job.outbox)
                 else:

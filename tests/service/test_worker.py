@@ -12,6 +12,7 @@ import pytest
 
 from model.randomness import seed_of
 from model.request import SamplingParams
+from service.broker.base import BrokerUnavailable
 from service.broker.redis import RedisGatewayBroker
 from service.protocol import DoneData, Event, TokenData
 from service.settings import RedisSettings
@@ -189,6 +190,31 @@ async def test_what_does_not_finish_in_time_is_given_to_another_worker(queue, re
     assert {event.attempt for event in events} == {1, 2}
     resumed = DoneData.model_validate(events[-1].data).resumed_tokens
     assert resumed == len(delivered([event for event in events if event.attempt == 1])[1])
+
+
+async def test_a_worker_leaves_a_broker_that_is_away_without_asking_for_each_job(
+    queue,
+    redis_settings,  # noqa: F811
+    monkeypatch,
+):
+    """Each of its jobs waited for the whole timeout: a drain of 2 s with four jobs took 36."""
+    asked: list[str] = []
+
+    def away(*args, **_):
+        asked.append(str(args))
+        raise BrokerUnavailable("hung")
+
+    jobs = [make_job(max_tokens=4000) for _ in range(4)]
+    with running_worker(redis_settings, step_s=0.05, drain_s=0.0) as worker:
+        for job in jobs:
+            await queue.submit(job, {})
+        for job in jobs:
+            await started(queue, job.id)
+        for name in ("release", "finish", "retire"):
+            monkeypatch.setattr(worker.broker, name, away)
+        worker.worker.stop()
+        assert worker.join() is None
+    assert len(asked) == 1
 
 
 async def test_a_crash_of_the_engine_gives_its_jobs_back_until_the_limit(queue, redis_settings):  # noqa: F811
