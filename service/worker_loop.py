@@ -99,7 +99,7 @@ class Worker:
             log.info("draining", extra={"worker_id": self._id, "jobs": len(self._jobs)})
             self._drain_until = time.monotonic() + self._settings.drain_s
             with suppress(BrokerUnavailable):
-                self._release_waiting(failed=False)
+                self._release_waiting()
         return not self._jobs or time.monotonic() >= self._drain_until
 
     def _leave(self) -> None:
@@ -161,8 +161,7 @@ class Worker:
     def _begin_waiting(self) -> None:
         while self._waiting and not (self._jobs and self._waiting[0].last_chance):
             self._begin(self._waiting[0])  # where the broker is away, it stays first in line
-            alone = self._waiting.pop(0).last_chance
-            if alone:
+            if self._waiting.pop(0).last_chance:
                 return
 
     def _begin(self, claim: Claim) -> None:
@@ -227,11 +226,11 @@ class Worker:
                     self._broker.finish(job.lease, job.outbox)
                     self._tracing.finished(job)
                     self._forget(job, None)
-                elif self._broker.publish(job.lease, job.outbox):
-                    job.outbox.clear()
-                    self._cancel(job)
                 else:
+                    cancelled = self._broker.publish(job.lease, job.outbox)
                     job.outbox.clear()
+                    if cancelled:
+                        self._cancel(job)
             except Fenced:
                 self._forget(job, "fenced")
             except Behind as behind:
@@ -271,24 +270,23 @@ class Worker:
             log.warning("job dropped", extra=job.log_fields | {"reason": counted_as})
             self._metrics.dropped(counted_as)
 
-    def _release_waiting(self, *, failed: bool) -> None:
+    def _release_waiting(self) -> None:
         waiting, self._waiting = self._waiting, []
         for claim in waiting:
             self._keeper.drop(claim.lease)
         for claim in waiting:
             with suppress(Fenced):
-                self._broker.release(claim.lease, failed=failed)
+                self._broker.release(claim.lease)
 
     def _release_all(self, *, failed: bool) -> None:
         jobs, self._jobs = list(self._jobs.values()), {}
-        self._release_waiting(failed=False)
+        self._release_waiting()
         for job in jobs:
             with suppress(Fenced, Behind):
                 if job.ended:
                     self._broker.finish(job.lease, job.outbox)
                 else:
                     self._broker.release(job.lease, failed=failed)
-        self._jobs.clear()
 
     def _beat(self) -> None:
         info = WorkerInfo(
