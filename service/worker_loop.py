@@ -155,8 +155,7 @@ class Worker:
         return len(batch.claims) + batch.cancelled + batch.expired + batch.poisoned
 
     def _runs_one_alone(self) -> bool:
-        claims = [*self._waiting, *(job.claim for job in self._jobs.values())]
-        return any(claim.last_chance for claim in claims)
+        return any(claim.last_chance for claim in (*self._waiting, *(j.claim for j in self._jobs.values())))
 
     def _begin_waiting(self) -> None:
         while self._waiting and not (self._jobs and self._waiting[0].last_chance):
