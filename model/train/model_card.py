@@ -20,8 +20,9 @@ nine places, on coloured and patterned grounds.
 
 **What it cannot do:** photographs, drawings in other styles, text in pictures, anything said in other words
 than its own, any language but English. It answers those too, wrongly. What the table gives a low mark it
-does badly: look there before you rely on questions or on pruning. Asked how the objects are arranged, it says
-the same again and again until its tokens end. Use it for nothing but this project.
+does badly: look there before you rely on questions or on pruning. "Describe the image." it answers best: a
+list of the objects, or how they are arranged, names some of them twice and gets most relations wrong. Use it
+for nothing but this project.
 
 ## Figures
 

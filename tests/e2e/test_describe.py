@@ -18,7 +18,7 @@ from tests.e2e.service_process import ROOT, ServiceProcess
 
 SAMPLES = sorted((ROOT / "docs/samples").glob("*.png"))
 PROMPTS = ("Describe the image.", "What is in the image?")
-# Of all nouns of all samples: all 28 with the weights of 2026-11-26. Over many scenes it is nine in ten,
+# Of all nouns of all samples: 27 of 28 with the present weights. Over many scenes it is nine in ten,
 # see the model card. Raise it with better weights.
 NAMED_SHARE = 0.9
 
