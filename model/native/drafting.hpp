@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #include "attention.hpp"
@@ -62,10 +63,12 @@ class Round {
 
  public:
   Work trunk, twig;
-  std::vector<float> logits, sure;
+  std::unique_ptr<float[]> logits;  // not filled: a large vocabulary's would cost milliseconds a round
+  std::vector<float> sure;
   std::vector<int64_t> best;
 
-  Round(const Shape& shape, const Draft& draft) : shape(shape), draft(draft) {
+  Round(const Shape& shape, const Draft& draft)
+      : shape(shape), draft(draft), logits(new float[int64_t{draft.rows} * draft.outputs]) {
     int tokens = 0;
     for (int row = 0; row < draft.rows; ++row) {
       going.push_back(row), done.push_back(draft.budgets[row] == 0);
@@ -73,7 +76,6 @@ class Round {
     }
     x.resize(int64_t{tokens} * shape.hidden);
     cis.resize(int64_t{tokens} * shape.head_dim);
-    logits.resize(int64_t{draft.rows} * draft.outputs);
     sure.resize(draft.rows);
     best.resize(draft.rows);
   }

@@ -147,7 +147,7 @@ void run_draft(const Team& team, const Shape& shape, const Draft& draft, Round& 
     typed(draft.head, draft.head_bytes, [&](auto* weights) {
       using H = std::remove_const_t<std::remove_pointer_t<decltype(weights)>>;
       Product<H> head{weights, nullptr, shape.hidden, draft.outputs, draft.scales};
-      run_head(team, head, round.states(), round.rows(), shape.eps, round.logits.data(), round.best.data(),
+      run_head(team, head, round.states(), round.rows(), shape.eps, round.logits.get(), round.best.data(),
                round.sure.data(), parts);
     });
     if (!team.id) round.propose();
