@@ -103,8 +103,7 @@ async def test_more_jobs_than_slots_are_all_answered_by_two_workers(queue, redis
 
 async def test_nothing_is_claimed_while_the_engine_has_no_memory_for_what_it_has(queue, redis_settings):  # noqa: F811
     """Else a job would wait in one engine while another worker is idle."""
-    with running_worker(redis_settings) as full:
-        full.stub.waiting = 1
+    with running_worker(redis_settings, waiting=1) as full:
         job = make_job()
         await queue.submit(job, {})
         with running_worker(redis_settings) as other:

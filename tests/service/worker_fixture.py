@@ -58,8 +58,12 @@ class RunningWorker:
 
 
 @contextlib.contextmanager
-def running_worker(redis: RedisSettings, step_s: float = 0.0, **overrides: Any) -> Iterator[RunningWorker]:
-    worker = RunningWorker(redis, step_s, **overrides).start()
+def running_worker(
+    redis: RedisSettings, step_s: float = 0.0, *, waiting: int = 0, **overrides: Any
+) -> Iterator[RunningWorker]:
+    worker = RunningWorker(redis, step_s, **overrides)
+    worker.stub.waiting = waiting
+    worker.start()
     try:
         yield worker
     finally:
