@@ -37,21 +37,21 @@ class Row:
     shift: int = 0
     unread: Sequence[int] = ()
 
-    def text(self, slot: int, *, read_by_twig: bool) -> Text:
-        return Text(slot, self.unread if read_by_twig else (), self.pending, self.vector)
+    def tokens(self, *, read_by_twig: bool) -> tuple[int, ...]:
+        """What the first step of a round reads."""
+        return (*self.unread, self.pending) if read_by_twig else (self.pending,)
 
 
 class Text(NamedTuple):
-    """What a step reads of a slot: its new token (a vector may stand for it), and what the twig missed."""
+    """What a step reads of a slot: what the twig missed, then its new token (a vector may stand for it)."""
 
     slot: int
-    before: Sequence[int]
-    token: int
+    tokens: Sequence[int]
     vector: Tensor | None
 
     @property
     def width(self) -> int:
-        return len(self.before) + 1
+        return len(self.tokens)
 
 
 @dataclass
@@ -90,10 +90,9 @@ class Drafter:
     ) -> Drafting:
         """starts: the pending tokens' positions."""
         if lottery is None and self._vlm.drafter is not None:
-            texts = [row.text(slot, read_by_twig=row.budget > 0) for slot, row in enumerate(rows)]
             draftees = [
-                Draftee(text.slot, (*text.before, text.token), text.vector, start, row.budget, row.eos)
-                for text, start, row in zip(texts, starts, rows, strict=True)
+                Draftee(slot, row.tokens(read_by_twig=row.budget > 0), row.vector, start, row.budget, row.eos)
+                for slot, (row, start) in enumerate(zip(rows, starts, strict=True))
             ]
             drafts, states, slots = self._vlm.drafter(draftees, threshold)
             return Drafting(drafts, [len(draft) for draft in drafts], [states], [slots])
@@ -111,7 +110,10 @@ class Drafter:
         out = Drafting([[] for _ in rows], [0] * len(rows))
         drafting = {slot for slot, row in enumerate(rows) if row.budget}
         guessing = {slot for slot in range(len(rows)) if lottery is not None and lottery.guesses_at(slot)}
-        texts = [row.text(slot, read_by_twig=slot in drafting | guessing) for slot, row in enumerate(rows)]
+        texts = [
+            Text(slot, row.tokens(read_by_twig=slot in drafting | guessing), row.vector)
+            for slot, row in enumerate(rows)
+        ]
         while texts:
             asked = [text.slot for text in texts if text.slot in drafting or text.slot in guessing]
             guesses = self._read(out, texts, starts, asked)
@@ -120,7 +122,7 @@ class Drafter:
             proposals = self._propose(guesses, asked, lottery)
             # The guess of a row that drafts no more is for the lottery alone.
             going = [proposal for proposal in zip(asked, *proposals, strict=True) if proposal[0] in drafting]
-            texts = [Text(slot, (), token, None) for slot, token, _ in going]
+            texts = [Text(slot, (token,), None) for slot, token, _ in going]
             for slot, token, probability in going:
                 out.drafts[slot].append(token)
                 stops = drafting_stops(token, probability, threshold, rows[slot].eos)
@@ -162,7 +164,7 @@ class Drafter:
         return self._rows(vlm.twig(x, cis, asked, widths, offsets), ends)
 
     def _embed(self, texts: Sequence[Text]) -> Tensor:
-        tokens = [token for text in texts for token in (*text.before, text.token)]
+        tokens = [token for text in texts for token in text.tokens]
         vectors = {
             end - 1: text.vector for end, text in zip(accumulate(t.width for t in texts), texts, strict=True)
         }

@@ -257,7 +257,7 @@ def explicit_redis_url() -> str | None:
     return settings.url.get_secret_value() if "url" in settings.model_fields_set else None
 
 
-def told(error: ValueError) -> str:
+def told(error: Exception) -> str:
     """In one line, by the names that who made the settings knows, and without what was given."""
     if isinstance(error, SettingsError):
         return f'{error}: a list is written as JSON, ["one", "another"]'

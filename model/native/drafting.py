@@ -42,8 +42,9 @@ class NativeDrafter:
     ) -> None:
         if embedding.dtype != twig.group.slab.dtype:
             raise ValueError(f"an embedding in {embedding.dtype} is not the stacks' {twig.group.slab.dtype}")
-        if head.weights()[2] > len(embedding):
-            raise ValueError(f"the twig's head has {head.weights()[2]} words, the embedding {len(embedding)}")
+        _, _, outputs, _ = head.weights()
+        if outputs > len(embedding):
+            raise ValueError(f"the twig's head has {outputs} words, the embedding {len(embedding)}")
         self._trunk, self._twig, self._head = trunk, twig, head
         self._embedding, self._rope = embedding.contiguous(), rope.contiguous()
 

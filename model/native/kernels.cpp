@@ -120,15 +120,15 @@ void run_head(const Team& team, const Product<W>& head, const float* x, int rows
   }
 }
 
-// Calls with the weights as what they are: integers, bf16 or float, by the bytes of one.
+// Calls with the head as what it is: of integers, bf16 or float, by the bytes of a weight.
 template <class F>
-void typed(const void* weights, int32_t size, F&& run) {
+void with_head(const void* weights, const float* scales, int inputs, int outputs, int size, F&& run) {
   if (size == 1)
-    run(static_cast<const int8_t*>(weights));
+    run(Product<int8_t>{static_cast<const int8_t*>(weights), nullptr, inputs, outputs, scales});
   else if (size == 2)
-    run(static_cast<const bf16*>(weights));
+    run(Product<bf16>{static_cast<const bf16*>(weights), nullptr, inputs, outputs});
   else
-    run(static_cast<const float*>(weights));
+    run(Product<float>{static_cast<const float*>(weights), nullptr, inputs, outputs});
 }
 
 template <class W>
@@ -144,9 +144,7 @@ void run_draft(const Team& team, const Shape& shape, const Draft& draft, Round& 
     run_layers<W>(team, shape, draft.twig, round.twig, shared);
     if (!team.id) round.gather();
     team.wait();
-    typed(draft.head, draft.head_bytes, [&](auto* weights) {
-      using H = std::remove_const_t<std::remove_pointer_t<decltype(weights)>>;
-      Product<H> head{weights, nullptr, shape.hidden, draft.outputs, draft.scales};
+    with_head(draft.head, draft.scales, shape.hidden, draft.outputs, draft.head_bytes, [&](const auto& head) {
       run_head(team, head, round.states(), round.rows(), shape.eps, round.logits.get(), round.best.data(),
                round.sure.data(), parts);
     });
@@ -231,9 +229,7 @@ void twig_head(const void* weights, const float* scales, int32_t inputs, int32_t
 #pragma omp parallel num_threads(threads)
   {
     Team team{omp_get_thread_num(), omp_get_num_threads(), &barrier};
-    typed(weights, size, [&](auto* of) {
-      using W = std::remove_const_t<std::remove_pointer_t<decltype(of)>>;
-      Product<W> head{of, nullptr, inputs, outputs, scales};
+    with_head(weights, scales, inputs, outputs, size, [&](const auto& head) {
       run_head(team, head, x, rows, eps, logits, tokens, probabilities, parts);
     });
   }

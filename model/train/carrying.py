@@ -38,9 +38,8 @@ WRITTEN, LOUD = 0.15, 0.2
 GATE = 4.0  # silu(GATE * r) * r: what is told for certain counts, what is a little likely does not
 QUIET_SHARE = 40  # of patches and other words, for which the neurons are to be silent, one in so many
 PLACE_WORDS = tuple(dict.fromkeys(word for place in PLACES for word in place.split()))
-_BEGINNING = {
-    place: at_place(place).split()[0].capitalize() for place in PLACES
-}  # of an answer: "At", "On", "In"
+# Of an answer: "At", "On", "In".
+_BEGINNING = {place: at_place(place).split()[0].capitalize() for place in PLACES}
 TOLD = (*PLACE_WORDS, *SIZES, *COLOR_NAMES, "Yes", *dict.fromkeys(_BEGINNING.values()))
 
 

@@ -138,5 +138,5 @@ def plain_errors() -> Iterator[None]:
     except BrokenPipeError:
         raise  # whoever read our output has had enough, which is no fault
     except (ValueError, OSError, ImportError) as error:
-        typer.echo(f"twigserve: {told(error) if isinstance(error, ValueError) else error}", err=True)
+        typer.echo(f"twigserve: {told(error)}", err=True)
         raise typer.Exit(2) from error

@@ -7,6 +7,8 @@ import contextlib
 from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
 
+from tests.service.loopback import on_loopback
+
 
 class CuttingProxy:
     """cut_at: cuts each connection once so many bytes came down it, as long as `cuts_left` allows it."""
@@ -58,10 +60,8 @@ class CuttingProxy:
 @contextlib.asynccontextmanager
 async def cutting_proxy(upstream: str) -> AsyncIterator[CuttingProxy]:
     proxy = CuttingProxy(upstream)
-    server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
-    proxy.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    try:
-        yield proxy
-    finally:
-        proxy.cut()
-        server.close()
+    async with on_loopback(proxy.serve) as proxy.url:
+        try:
+            yield proxy
+        finally:
+            proxy.cut()

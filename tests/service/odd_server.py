@@ -7,6 +7,8 @@ import contextlib
 from collections.abc import AsyncIterator
 from http import HTTPStatus
 
+from tests.service.loopback import on_loopback
+
 
 def answer(status: int, body: str | bytes = b"", **headers: str) -> bytes:
     """Headers' underscores are hyphens. The connection's end ends the body."""
@@ -35,9 +37,5 @@ class OddServer:
 @contextlib.asynccontextmanager
 async def odd_server(*answers: bytes) -> AsyncIterator[OddServer]:
     odd = OddServer(answers)
-    server = await asyncio.start_server(odd.serve, "127.0.0.1", 0)
-    odd.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    try:
+    async with on_loopback(odd.serve) as odd.url:
         yield odd
-    finally:
-        server.close()
