@@ -21,7 +21,7 @@ from model.adapters import FAMILIES, check_decoder
 from model.card import ImageSpec
 from model.checkpoint import CONFIG_FILE, CheckpointError, read_json
 from model.config import ImageFit
-from model.pictures import pad_to_square
+from model.pictures import pad_to_square, tokens_of
 from model.train.conversations import Conversation, DataError
 from model.train.dialogue import Dialogue, Speaker
 from model.train.reading import FrozenBase, Reading, through
@@ -103,7 +103,8 @@ class HubBase:
             else torch.zeros(0, dtype=torch.long, device=self.device)
             for parts in (target_at, target, turn)
         )
-        return Reading(hidden, None, rotary, visual, at, said, number)
+        grid = tokens_of(self.config)[1] if self.config.model_type == "llava" else None
+        return Reading(hidden, None, rotary, visual, at, said, number, grid)
 
     def _row(self, example: Example, max_length: int) -> _Row:
         placeholder = self.config.image_token_id

@@ -38,7 +38,7 @@ class TwigRecipe:
 
     drop_layer: None for three quarters of the base's layers. batch: items a step, over all processes.
     warmup: share of the steps. max_length: tokens of an item, what is longer is cut. draft,
-    foresight_weight: see `model.train.lessons`.
+    foresight_weight, pruning_weight: see `model.train.lessons`.
     """
 
     fork_layer: int = 2
@@ -51,6 +51,7 @@ class TwigRecipe:
     max_length: int = 2048
     draft: Draft = "text"
     foresight_weight: float = 0.6
+    pruning_weight: float = 0.0
     image_fit: ImageFit | None = None
     seed: int = 1
 
@@ -58,8 +59,8 @@ class TwigRecipe:
         for name in ("learning_rate", "passes", "batch", "max_length", "twig_layers"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
-        if not 0 <= self.warmup < 1 or self.foresight_weight < 0:
-            raise ValueError("warmup must lie in 0..1, and foresight_weight must not be negative")
+        if not 0 <= self.warmup < 1 or min(self.foresight_weight, self.pruning_weight) < 0:
+            raise ValueError("warmup must lie in 0..1, and no lesson's weight may be negative")
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ class OwnTwigRun:
         self.frozen = self.hub.frozen(recipe.fork_layer, self.drop_layer)
         self.twig = Twig(self.hub.vlm, recipe.fork_layer, recipe.twig_layers).float().to(processes.device)
         self.shared = processes.shared(self.twig)
-        self.lessons = Lessons(recipe.draft, recipe.foresight_weight)
+        self.lessons = Lessons(recipe.draft, recipe.foresight_weight, pruning_weight=recipe.pruning_weight)
         self.optimizer = torch.optim.AdamW(self.twig.parameters(), recipe.learning_rate, weight_decay=0.0)
         runs.mkdir(parents=True, exist_ok=True)
         settings = Settings(runs / "twig.pt", items=len(conversations), base=base.name, **asdict(recipe))

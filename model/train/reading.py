@@ -23,6 +23,7 @@ class Reading:
     rotary: cos and sin, [B, N, head_dim] each. visual: bool [B, N].
     target_at: [A] ascending flat indices into [B * N] whose next token is an answer token; target: [A] that
     token. turn: [A] ascending number of the answer, over the batch, that it belongs to.
+    grid: rows and columns of a sequence's visual tokens; None where they lie otherwise or sequences differ.
     """
 
     hidden: Tensor
@@ -32,6 +33,7 @@ class Reading:
     target_at: Tensor
     target: Tensor
     turn: Tensor
+    grid: tuple[int, int] | None = None
 
     @property
     def inputs(self) -> dict[str, Any]:

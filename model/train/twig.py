@@ -1,7 +1,8 @@
 """Trains the embedded model's twig: T layers on the frozen trunk, by the lessons of `model.train.lessons`.
 
 It starts as base layers K..K+T-1 with the base's norm and output head. It always sees every visual token,
-so training shows it all of them in the end; the first steps show a subset, for speed.
+so training shows it all of them in the end; the first steps show a subset, for speed. Where to look is
+learned last, and from many pictures, so most steps are those.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
+from model.scenes.compose import GRID
 from model.train.batches import IMAGE_TOKENS, Stage, random_batch
 from model.train.features import FeaturePool
 from model.train.lessons import SHARES, Lessons, twig_loss
@@ -26,8 +28,9 @@ LEARNING_RATE = 1e-3
 STAGES = (
     Stage((48, 96), 6, 8, 8, 500),
     Stage((96, 192), 6, 8, 8, 300),
-    Stage((IMAGE_TOKENS, IMAGE_TOKENS), 6, 8, 8, 150),
+    Stage((IMAGE_TOKENS, IMAGE_TOKENS), 6, 4, 8, 1200, descriptions=2),
 )
+LESSONS = Lessons(foresight_weight=1.0, foresight_steps=1)
 
 
 class TwigRun:
@@ -49,7 +52,7 @@ class TwigRun:
     ) -> None:
         torch.manual_seed(1)
         self.vlm, self.pool = vlm, pool
-        self.lessons, self.stages = lessons or Lessons(), stages or STAGES
+        self.lessons, self.stages = lessons or LESSONS, stages or STAGES
         self.base = FrozenBase(vlm, fork_layer, drop_layer)
         self.packer = Packer(tokenizer, IMAGE_TOKENS)
         self.twig = Twig(vlm, fork_layer, twig_layers, start)
@@ -88,4 +91,6 @@ class TwigRun:
             (rows, packed.visual_at), torch.tensor(True)
         )
         hidden = through(self.base.trunk, hidden, inputs)
-        return Reading(hidden, packed.mask, rotary, shown, packed.target_at, packed.target, packed.turn)
+        return Reading(
+            hidden, packed.mask, rotary, shown, packed.target_at, packed.target, packed.turn, (GRID, GRID)
+        )

@@ -73,6 +73,9 @@ def train_twig(
     foresight_weight: Annotated[
         float | None, typer.Option(min=0, help="Of looking where the base will look; 0 for the paper's loss.")
     ] = None,
+    pruning_weight: Annotated[
+        float | None, typer.Option(min=0, help="Of what the base loses under pruning; 0, none, by default.")
+    ] = None,
     image_fit: Annotated[
         Fit | None, typer.Option(help="Pad pictures to a square, for LLaVA-1.5 served with it.")
     ] = None,
@@ -86,7 +89,8 @@ def train_twig(
     recipe = given(
         fork_layer=fork_layer, twig_layers=twig_layers, drop_layer=drop_layer, learning_rate=learning_rate,
         warmup=warmup, passes=passes, batch=batch, max_length=max_length, draft=draft and draft.value,
-        foresight_weight=foresight_weight, image_fit=image_fit and image_fit.value, seed=seed,
+        foresight_weight=foresight_weight, pruning_weight=pruning_weight,
+        image_fit=image_fit and image_fit.value, seed=seed,
     )  # fmt: skip
     machine = given(micro_batch=micro_batch, workers=workers, dtype=dtype, threads=threads)
     with plain_errors():

@@ -30,6 +30,7 @@ from model.train.base import BaseRun, new_base
 from model.train.batches import IMAGE_TOKENS, Stage
 from model.train.features import FeaturePool, build_pool
 from model.train.forward import forward_packed
+from model.train.lessons import Lessons
 from model.train.loop import stage_at
 from model.train.pack import Packer
 from model.train.recipe import Paths, write_base
@@ -146,7 +147,10 @@ def test_base_and_twig_train_and_load_unmodified(
     ]
     prompt = processor.apply_chat_template(message, add_generation_prompt=True)
     assert prompt == "USER: <image>\nDescribe the image. ASSISTANT:"
-    twig = TwigRun(tmp_path, vlm, pool, tokenizer, fork_layer=1, twig_layers=2, drop_layer=12)
+    lessons = Lessons(foresight_steps=1, pruning_weight=1.0)
+    twig = TwigRun(
+        tmp_path, vlm, pool, tokenizer, fork_layer=1, twig_layers=2, drop_layer=12, lessons=lessons
+    )
     frozen = {name: weight.clone() for name, weight in vlm.state_dict().items()}
     twig.train()
     assert all(torch.equal(weight, frozen[name]) for name, weight in vlm.state_dict().items())
