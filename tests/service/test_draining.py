@@ -68,6 +68,7 @@ async def test_a_released_request_is_told_where_its_answer_will_be(
                 await asyncio.sleep(0.01)
 
 
+@pytest.mark.usefixtures("heeds_hangup")
 @pytest.mark.parametrize(
     ("number", "files"), [(signal.SIGTERM, ""), (signal.SIGHUP, ""), (signal.SIGTERM, "<&- >&-")]
 )
@@ -87,9 +88,13 @@ def test_a_drained_gateway_ends_well_whatever_asked_it_to(number: signal.Signals
         "--port",
         "0",
     ]
-    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as process:
+    process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+    try:
         assert process.stderr is not None
         for line in process.stderr:
             if "Uvicorn running" in line:
                 process.send_signal(number)
         assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.communicate()

@@ -182,6 +182,7 @@ def test_a_service_at_the_same_port_is_not_taken_for_our_own(repository: Path):
     assert "Traceback" not in err
 
 
+@pytest.mark.usefixtures("heeds_hangup")
 def test_a_closed_terminal_stops_the_service_in_order(repository: Path, tmp_path: Path):
     """It ended at once, without draining, and left the folder of its Redis behind."""
     with idle(repository, env=os.environ | {"TMPDIR": str(tmp_path)}) as process:

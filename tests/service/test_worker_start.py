@@ -29,6 +29,7 @@ run_worker(WorkerSettings(metrics_port=None), load={load})
 """
 
 
+@pytest.mark.usefixtures("heeds_hangup")
 @pytest.mark.parametrize("load", ["asleep", "in_threads"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_while_loading_ends_the_worker(load: str, number: signal.Signals):
