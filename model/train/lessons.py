@@ -18,14 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.train.reading import FrozenBase, Reading, looks
+from model.train.reading import LEAST, FrozenBase, Reading, looks
 from model.train.under_pruning import base_distribution, pruning_loss
 
 Draft = Literal["text", "base"]
 # Of the look that is to be learned: means over three by three neighbours, one after the other, and a power,
 # since who is in the first ranks counts and not the order of the others.
 SMOOTHINGS, FOCUS = 2, 4.0
-LEAST = 1e-12
 # Budgets that the base is asked under, as shares of M: the tiers of a request.
 SHARES = (1 / 9, 2 / 9, 1 / 3, 1.0)
 
@@ -55,7 +54,8 @@ def twig_loss(
     twig: `model.train.twig_module.Twig`, or what wraps it. share: of M, where the base is asked.
     """
     visual = bool(reading.visual.any())
-    ahead, pruned = lessons.looks_ahead(step) and visual, lessons.pruning_weight > 0 and visual
+    ahead = lessons.looks_ahead(step) and visual
+    pruned = lessons.pruning_weight > 0 and visual and share < 1.0  # without pruning there is nothing to rank
     logits, ranks = twig(reading, ahead or pruned or lessons.draft == "base")
     if not len(reading.target):  # no answer is left of what was cut
         return logits.sum() * 0, logits
@@ -88,10 +88,9 @@ def foresight(base: FrozenBase, reading: Reading) -> list[Tensor]:
         found = [_shares(look[:, visual]) for look, visual in zip(found, reading.visual, strict=True)]
         shares = found if shares is None else [a + b for a, b in zip(shares, found, strict=True)]
         hidden = layer(hidden, **reading.inputs)
-    turns = [reading.turn[reading.target_at // hidden.shape[1] == b] for b in range(len(hidden))]
     return [
-        _shares(_strongest(_heights(share, reading.grid), turn - turn[:1]) ** FOCUS)
-        for share, turn in zip(shares or [], turns, strict=True)
+        _shares(_strongest(_heights(share, reading.grid), turn) ** FOCUS)
+        for share, turn in zip(shares or [], reading.turns, strict=True)
     ]
 
 

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, repeat_kv
 
+LEAST = 1e-12  # of a look, where its logarithm is taken or it is divided by
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -46,6 +48,13 @@ class Reading:
         first = torch.ones_like(self.turn, dtype=torch.bool)
         first[1:] = self.turn.diff() > 0
         return self.target_at[first]
+
+    @property
+    def turns(self) -> list[Tensor]:
+        """For each sequence [its target rows]: which of its own answers each belongs to, from 0."""
+        sequence = self.target_at // self.hidden.shape[1]
+        own = [self.turn[sequence == b] for b in range(len(self.hidden))]
+        return [turn - turn[:1] for turn in own]
 
     def alone(self, b: int) -> tuple[Tensor | None, tuple[Tensor, Tensor]]:
         """Mask [N, N] and rotary [N, head_dim] of one sequence."""

@@ -15,14 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.pruning import pruned_tokens
-from model.train.reading import FrozenBase, Reading, through
+from model.train.reading import LEAST, FrozenBase, Reading, through
 
 # Around the R'-th rank a token is kept by lot, the more evenly the nearer its rank's logarithm is to that
 # (`SPREAD`, nats); how much it is kept then is near 0 or 1, the nearer the smaller `EVENNESS`. Of 2 R' tokens
 # of the highest rank, that is: none beyond takes part.
 SPREAD, EVENNESS, MARGIN = 0.4, 0.5, 2.0
 ANSWERS = 3  # of a sequence: each costs a pass of its own
-LEAST = 1e-12
 
 
 @torch.no_grad()
@@ -57,11 +56,12 @@ def pruning_loss(
     without a token, and of near ones from both. The layers take a kept token's odds as a bias on attention.
     """
     total, tokens = reading.hidden.new_zeros((), dtype=torch.float32), 0
+    rows, turns = list(reading.split(reading.target_at)), reading.turns
     for b, (visual, rank) in enumerate(zip(reading.visual, ranks, strict=True)):
         if not (len(rank) and visual.any()):
             continue
-        whole = _whole(base, reading, b)
-        for own in _answers(reading, b, draws):
+        whole = _whole(base, reading, b, rows[b])
+        for own in _answers(rows[b], turns[b], draws):
             seen = _seen(reading, b, int(own.rows[-1]))
             odds = _odds(rank[own.turn], seen & visual, base, share, draws)
             text = seen & ~visual
@@ -82,20 +82,16 @@ class _Answer:
     at: Tensor
 
 
-def _answers(reading: Reading, b: int, draws: torch.Generator) -> list[_Answer]:
-    rows = list(reading.split(reading.target_at))[b]
-    turn = reading.turn[reading.target_at // reading.hidden.shape[1] == b]
-    turn = turn - turn[0]
-    drawn = torch.randperm(int(turn[-1]) + 1, generator=draws)[:ANSWERS].tolist()
-    found = [(number, torch.nonzero(turn == number).flatten()) for number in drawn]
-    return [_Answer(number, rows[at], at) for number, at in found]
+def _answers(rows: Tensor, turns: Tensor, draws: torch.Generator) -> list[_Answer]:
+    drawn = torch.randperm(int(turns[-1]) + 1, generator=draws)[:ANSWERS].tolist()
+    found = [(turn, torch.nonzero(turns == turn).flatten()) for turn in drawn]
+    return [_Answer(turn, rows[at], at) for turn, at in found]
 
 
 @torch.no_grad()
-def _whole(base: FrozenBase, reading: Reading, b: int) -> Tensor:
-    """[A, vocabulary]: log of what the unpruned base says at a sequence's answers' rows."""
+def _whole(base: FrozenBase, reading: Reading, b: int, rows: Tensor) -> Tensor:
+    """[A, vocabulary]: log of what the unpruned base says at a sequence's rows."""
     everyone = torch.ones_like(reading.visual[b])
-    rows = list(reading.split(reading.target_at))[b]
     return base.logits(_pruned(base, reading, b, everyone, everyone)[rows]).float().log_softmax(-1)
 
 

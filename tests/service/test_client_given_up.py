@@ -5,14 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from service.client import (
-    AsyncClient,
-    Retry,
-    Unreachable,
-)
+from service.client import AsyncClient, Retry, Unreachable
 from service.settings import GatewaySettings
 from tests.e2e.playground.scene_worker import TEXT as SCENE_TEXT
 from tests.e2e.playground.scene_worker import SteppedWorker
@@ -23,13 +20,32 @@ from tests.service.scripted_worker import ScriptedWorker
 from tests.service.test_describe import PNG
 
 
+async def cancelled(asking: asyncio.Task[Any]) -> None:
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+
+
+async def is_stopped(worker: ScriptedWorker) -> None:
+    await eventually(lambda: worker.cancelled == [worker.jobs[0].id])
+
+
+async def stops_when_cancelled(live: Live, worker: ScriptedWorker, call: str) -> None:
+    worker.hold()
+    async with AsyncClient(live.url) as client:
+        asking = asyncio.create_task(getattr(client, call)(PNG))
+        await eventually(lambda: bool(worker.jobs))
+        await cancelled(asking)
+        await is_stopped(worker)
+
+
 async def test_who_drops_a_stream_stops_the_work(
     live: Live, both: Callable[..., Both], settings: GatewaySettings
 ) -> None:
     with SteppedWorker(settings.redis) as worker:
         worker.allow(1)
         await both(live.url).first_of(PNG)
-        await eventually(lambda: worker.cancelled == [worker.jobs[0].id])
+        await is_stopped(worker)
 
 
 async def test_a_stream_under_ones_own_key_can_be_dropped_and_taken_up(
@@ -44,16 +60,8 @@ async def test_a_stream_under_ones_own_key_can_be_dropped_and_taken_up(
         assert len(worker.jobs) == 1
 
 
-@pytest.mark.parametrize("call", ["describe"])
-async def test_a_cancelled_task_stops_the_work(live: Live, worker: ScriptedWorker, call: str) -> None:
-    worker.hold()
-    async with AsyncClient(live.url) as client:
-        asking = asyncio.create_task(getattr(client, call)(PNG))
-        await eventually(lambda: bool(worker.jobs))
-        asking.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await asking
-        await eventually(lambda: worker.cancelled == [worker.jobs[0].id])
+async def test_a_cancelled_task_stops_the_work(live: Live, worker: ScriptedWorker) -> None:
+    await stops_when_cancelled(live, worker, "describe")
 
 
 @pytest.mark.usefixtures("headless")
@@ -62,7 +70,7 @@ async def test_a_task_cancelled_before_it_knows_its_job_stops_the_work(
     live: Live, worker: ScriptedWorker, call: str
 ) -> None:
     """Of a job that was only asked for nobody would ever know the name."""
-    await test_a_cancelled_task_stops_the_work(live, worker, call)
+    await stops_when_cancelled(live, worker, call)
     assert len(worker.jobs) == 1
 
 
@@ -75,7 +83,7 @@ async def test_who_closes_the_client_stops_the_work_of_its_streams(
         client = both(live.url)
         await client.left_open(PNG)
         await client.close()
-        await eventually(lambda: worker.cancelled == [worker.jobs[0].id])
+        await is_stopped(worker)
 
 
 @pytest.mark.usefixtures("headless")
@@ -94,10 +102,8 @@ async def test_the_stop_of_a_job_is_tried_again_where_the_gateway_is_full(
             await eventually(lambda: bool(worker.jobs))
             for _ in range(settings.max_open_requests - 1):
                 others.enter_context(live.gateway.admission)
-            asking.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await asking
-    await eventually(lambda: worker.cancelled == [worker.jobs[0].id])
+            await cancelled(asking)
+    await is_stopped(worker)
 
 
 @pytest.mark.usefixtures("headless")
@@ -113,7 +119,7 @@ async def test_who_gives_up_on_a_broken_connection_stops_the_work(
         proxy.cut()
         with pytest.raises(Unreachable):
             await asking
-        await eventually(lambda: worker.cancelled == [worker.jobs[0].id])
+        await is_stopped(worker)
     assert len(worker.jobs) == 1
 
 
@@ -134,7 +140,5 @@ async def test_a_task_cancelled_while_it_waits_to_try_again_stops_the_work(
         await eventually(lambda: bool(worker.jobs))
         proxy.cut()
         await waiting.wait()
-        asking.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await asking
-        await eventually(lambda: worker.cancelled == [worker.jobs[0].id])
+        await cancelled(asking)
+        await is_stopped(worker)
