@@ -51,11 +51,13 @@ class Scene:
 class PatchLabels:
     """One entry a patch, row by row; IGNORE where there is nothing to learn.
 
-    noun: 0 background, 1 + index into NOUNS; edges that are neither are IGNORE. size: index into SIZES.
+    noun: 0 background, 1 + index into NOUNS; edges that are neither are IGNORE. size, style: index into
+    SIZES, STYLES.
     """
 
     noun: NDArray[np.int64]
     size: NDArray[np.int64]
+    style: NDArray[np.int64]
 
 
 def random_scene(
@@ -90,7 +92,7 @@ def draw(
     canvas = Image.fromarray(_background(scene, rng, window))
     patches = side // PATCH_PX
     noun = np.zeros((patches, patches), np.int64)
-    size = np.full((patches, patches), IGNORE, np.int64)
+    size, style = (np.full((patches, patches), IGNORE, np.int64) for _ in range(2))
     for thing in scene.objects:
         if not (x0 - thing.px < thing.x < x0 + side and y0 - thing.px < thing.y < y0 + side):
             continue
@@ -104,7 +106,8 @@ def draw(
         noun[(coverage > 0.02) & (noun == 0)] = IGNORE
         noun[coverage >= 0.3] = 1 + NOUNS.index(thing.noun)
         size[coverage >= 0.3] = SIZES.index(thing.size)
-    return np.asarray(canvas), PatchLabels(noun.ravel(), size.ravel())
+        style[coverage >= 0.3] = thing.style
+    return np.asarray(canvas), PatchLabels(noun.ravel(), size.ravel(), style.ravel())
 
 
 def patches_of(thing: Object) -> NDArray[np.bool_]:

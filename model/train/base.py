@@ -22,7 +22,7 @@ from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from model.scenes.compose import GRID, Scene, object_patches, patches_of
 from model.scenes.words import PLACES
-from model.train import carrying, fetching, matching
+from model.train import carrying, fetching, matching, precision
 from model.train.batches import IMAGE_TOKENS, Stage, random_batch
 from model.train.features import FeaturePool
 from model.train.forward import forward_packed
@@ -147,6 +147,7 @@ class BaseRun:
         torch.manual_seed(1)
         self.pool, self.tokenizer = pool, tokenizer
         self.vlm = new_base(tokenizer)
+        precision.speed_up(self.vlm)
         self.vlm.model.vision_tower.requires_grad_(False)
         self.packer = Packer(tokenizer, IMAGE_TOKENS)
         self.nouns = word_ids(tokenizer)[0]
@@ -199,11 +200,12 @@ class BaseRun:
         stage = stage_at(STAGES, step)
         packed, visual = random_batch(self.pool, self.packer, stage, [step, 11])
         hide = np.random.default_rng([step, 17]).random() < stage.hidden
-        hidden = forward_packed(self.vlm, packed, visual, DROP_LAYER if hide else None).flatten(0, 1)
-        logits = self.vlm.lm_head(hidden[packed.target_at])
-        loss = answer_loss(logits, packed)
-        if step >= MATCHING_FROM:
-            loss = loss + self.questions.loss(packed, hidden, logits)
+        with precision.autocast():
+            hidden = forward_packed(self.vlm, packed, visual, DROP_LAYER if hide else None).flatten(0, 1)
+            logits = self.vlm.lm_head(hidden[packed.target_at]).float()
+            loss = answer_loss(logits, packed)
+            if step >= MATCHING_FROM:
+                loss = loss + self.questions.loss(packed, hidden, logits)
         update(self.optimizer, self.vlm, loss, learning_rate(step))
         right = (logits.argmax(-1) == packed.target).float()
         nouns = torch.isin(packed.target, self.nouns)

@@ -55,7 +55,8 @@ class WindowStream(IterableDataset[dict[str, Any]]):
             present = np.zeros(len(NOUNS), np.float32)
             present[np.unique(labels.noun[labels.noun > 0]) - 1] = 1.0
             yield {"pixels": pixels, "positions": window_positions(window), "noun": labels.noun,
-                   "size": labels.size, "present": present, "color": COLOR_NAMES.index(scene.color),
+                   "size": labels.size, "style": labels.style, "present": present,
+                   "color": COLOR_NAMES.index(scene.color),
                    "pattern": PATTERNS.index(scene.pattern)}  # fmt: skip
             index += step
 

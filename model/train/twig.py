@@ -15,8 +15,10 @@ import torch
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from model.scenes.compose import GRID
+from model.train import precision
 from model.train.batches import IMAGE_TOKENS, Stage, random_batch
 from model.train.features import FeaturePool
+from model.train.forward import embed_packed
 from model.train.lessons import SHARES, Lessons, twig_loss
 from model.train.loop import Checkpoint, cosine_rate, run_steps, stage_at, update
 from model.train.pack import Packed, Packer
@@ -51,6 +53,7 @@ class TwigRun:
         stages: Sequence[Stage] | None = None,
     ) -> None:
         torch.manual_seed(1)
+        precision.speed_up(vlm)
         self.vlm, self.pool = vlm, pool
         self.lessons, self.stages = lessons or LESSONS, stages or STAGES
         self.base = FrozenBase(vlm, fork_layer, drop_layer)
@@ -70,9 +73,10 @@ class TwigRun:
 
     def _step(self, step: int) -> dict[str, float]:
         packed, visual = random_batch(self.pool, self.packer, stage_at(self.stages, step), [step, 13])
-        reading = self._read(packed, visual)
         share = float(np.random.default_rng([step, 19]).choice(SHARES))
-        loss, logits = twig_loss(self.twig, self.base, reading, self.lessons, step, share)
+        with precision.autocast():
+            reading = self._read(packed, visual)
+            loss, logits = twig_loss(self.twig, self.base, reading, self.lessons, step, share)
         rate = cosine_rate(LEARNING_RATE, step, 50, step / self.steps)
         update(self.optimizer, self.twig, loss, rate)
         right = (logits.argmax(-1) == packed.target).float().mean()
@@ -82,14 +86,10 @@ class TwigRun:
     def _read(self, packed: Packed, visual: torch.Tensor) -> Reading:
         """`visual` [B, V, tower hidden] is not projected yet."""
         text = self.vlm.model.language_model
-        rows = torch.arange(len(packed.ids))[:, None]
-        hidden = text.embed_tokens(packed.ids)
-        hidden = hidden.index_put((rows, packed.visual_at), self.vlm.model.multi_modal_projector(visual))
+        hidden = embed_packed(self.vlm, packed, visual)
         rotary = text.rotary_emb(hidden, position_ids=packed.positions)
         inputs = {"attention_mask": packed.mask, "position_embeddings": rotary}
-        shown = torch.zeros_like(packed.ids, dtype=torch.bool).index_put(
-            (rows, packed.visual_at), torch.tensor(True)
-        )
+        shown = torch.zeros_like(packed.ids, dtype=torch.bool).scatter(1, packed.visual_at, True)
         hidden = through(self.base.trunk, hidden, inputs)
         return Reading(
             hidden, packed.mask, rotary, shown, packed.target_at, packed.target, packed.turn, (GRID, GRID)
