@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import torch
 
+CPU = torch.device("cpu")
+
+
+def best_device() -> torch.device:
+    """A GPU where torch sees one."""
+    return torch.device("cuda") if torch.cuda.is_available() else CPU
+
 
 def device_of(name: str) -> torch.device:
     """Raises ValueError, in one line, for what torch does not know or does not see."""

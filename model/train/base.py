@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
+from model.device import CPU
 from model.scenes.compose import GRID, Scene, object_patches, patches_of
 from model.scenes.words import PLACES
 from model.train import carrying, fetching, matching, precision
@@ -143,14 +144,16 @@ def patch_words(scene: Scene, tokenizer: PreTrainedTokenizerFast) -> torch.Tenso
 class BaseRun:
     """A resumable run over alignment and stages."""
 
-    def __init__(self, out: Path, pool: FeaturePool, tokenizer: PreTrainedTokenizerFast) -> None:
+    def __init__(
+        self, out: Path, pool: FeaturePool, tokenizer: PreTrainedTokenizerFast, device: torch.device = CPU
+    ) -> None:
         torch.manual_seed(1)
-        self.pool, self.tokenizer = pool, tokenizer
-        self.vlm = new_base(tokenizer)
+        self.pool, self.tokenizer, self.device = pool, tokenizer, device
+        self.vlm = new_base(tokenizer).to(device)
         precision.speed_up(self.vlm)
         self.vlm.model.vision_tower.requires_grad_(False)
         self.packer = Packer(tokenizer, IMAGE_TOKENS)
-        self.nouns = word_ids(tokenizer)[0]
+        self.nouns = word_ids(tokenizer)[0].to(device)
         self.questions = Questions(self.vlm, tokenizer, DROP_LAYER)
         trained = [p for p in self.vlm.parameters() if p.requires_grad]
         matrices, vectors = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
@@ -185,22 +188,21 @@ class BaseRun:
         features, targets = [], []
         for pick in rng.integers(len(self.pool.scenes), size=16):
             words = patch_words(self.pool.scenes[pick], self.tokenizer)
-            shown = torch.nonzero(words[:, self.nouns].amax(-1)).flatten().numpy()
+            shown = torch.nonzero(words[:, self.nouns.cpu()].amax(-1)).flatten().numpy()
             ground = rng.choice(IMAGE_TOKENS, size=len(shown), replace=False)
             rows = np.concatenate([shown, ground])
             features.append(torch.from_numpy(self.pool.features[pick][rows]).float())
             targets.append(words[rows])
-        return torch.cat(features), torch.cat(targets)
+        return torch.cat(features).to(self.device), torch.cat(targets).to(self.device)
 
     def _step(self, step: int) -> dict[str, float]:
         if step == MATCHING_FROM:
-            matching.install(self.vlm, self.pool, self.tokenizer)
-            carrying.install(self.vlm, self.pool, self.tokenizer)
-            fetching.install(self.vlm, self.pool, self.tokenizer, DROP_LAYER)
+            self._start_heads()
         stage = stage_at(STAGES, step)
         packed, visual = random_batch(self.pool, self.packer, stage, [step, 11])
+        packed, visual = packed.to(self.device), visual.to(self.device)
         hide = np.random.default_rng([step, 17]).random() < stage.hidden
-        with precision.autocast():
+        with precision.autocast(self.device):
             hidden = forward_packed(self.vlm, packed, visual, DROP_LAYER if hide else None).flatten(0, 1)
             logits = self.vlm.lm_head(hidden[packed.target_at]).float()
             loss = answer_loss(logits, packed)
@@ -210,6 +212,13 @@ class BaseRun:
         right = (logits.argmax(-1) == packed.target).float()
         nouns = torch.isin(packed.target, self.nouns)
         return {"loss": loss.item(), "right": right.mean().item(), "nouns": right[nouns].mean().item()}
+
+    def _start_heads(self) -> None:
+        self.vlm.cpu()  # regressions of minutes, in place
+        matching.install(self.vlm, self.pool, self.tokenizer)
+        carrying.install(self.vlm, self.pool, self.tokenizer)
+        fetching.install(self.vlm, self.pool, self.tokenizer, DROP_LAYER)
+        self.vlm.to(self.device)
 
 
 def answer_loss(logits: torch.Tensor, packed: Packed) -> torch.Tensor:

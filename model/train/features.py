@@ -41,8 +41,8 @@ class FeaturePool:
 @torch.inference_mode()
 def tower_features(tower: CLIPVisionModel, pixels: np.ndarray) -> torch.Tensor:
     """uint8 [B, H, W, 3] -> [B, M, hidden] as LLaVA reads them."""
-    positions = torch.arange(GRID * GRID).expand(len(pixels), -1)
-    return penultimate(tower, normalize(torch.from_numpy(pixels)), positions)[:, 1:]
+    positions = torch.arange(GRID * GRID, device=tower.device).expand(len(pixels), -1)
+    return penultimate(tower, normalize(torch.from_numpy(pixels).to(tower.device)), positions)[:, 1:]
 
 
 def build_pool(
@@ -61,7 +61,7 @@ def build_pool(
         scenes += batch
         if start >= done:
             pixels = np.stack([draw(s, sprites, rng)[0] for s, rng in zip(batch, rngs, strict=True)])
-            store[start : start + len(batch)] = tower_features(tower, pixels).numpy().astype(np.float16)
+            store[start : start + len(batch)] = tower_features(tower, pixels).cpu().numpy().astype(np.float16)
             done_path.write_text(str(start + len(batch)))
         tick(len(batch))
     return FeaturePool(store, scenes)

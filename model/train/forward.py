@@ -10,7 +10,7 @@ from model.train.pack import Packed
 
 def embed_packed(vlm: LlavaForConditionalGeneration, packed: Packed, visual: torch.Tensor) -> torch.Tensor:
     """What the first layer is given [B, N, hidden]; `visual` [B, V, tower hidden] is not projected yet."""
-    rows = torch.arange(len(packed.ids))[:, None]
+    rows = torch.arange(len(packed.ids), device=packed.ids.device)[:, None]
     words = vlm.model.language_model.embed_tokens(packed.ids)
     projected = vlm.model.multi_modal_projector(visual).to(words.dtype)  # of less, where products are
     shown: torch.Tensor = words.index_put((rows, packed.visual_at), projected)
@@ -30,7 +30,7 @@ def forward_packed(
     first, count = int(packed.visual_at[0, 0]), packed.visual_at.shape[1]
     for number, layer in enumerate(text.layers):
         if number == drop_layer:
-            is_text = torch.ones(hidden.shape[1], dtype=torch.bool)
+            is_text = torch.ones(hidden.shape[1], dtype=torch.bool, device=hidden.device)
             is_text[first : first + count] = False
             shown, hidden = hidden[:, ~is_text], hidden[:, is_text]
             mask, positions = mask[:, :, is_text][..., is_text], positions[:, is_text]

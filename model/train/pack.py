@@ -7,6 +7,7 @@ every turn is exactly the prompt of inference. Visual tokens may be a random sub
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +32,10 @@ class Packed:
     target: torch.Tensor  # [A] that next token
     turn: torch.Tensor  # [A] ascending number of the turn, over the batch, that it answers
 
+    def to(self, device: torch.device) -> Packed:
+        moved = {part.name: getattr(self, part.name).to(device) for part in dataclasses.fields(self)}
+        return Packed(**moved)
+
     @property
     def starts(self) -> torch.Tensor:
         """bool [A]: the first token of each answer."""
@@ -38,7 +43,7 @@ class Packed:
 
     def named(self, tokens: torch.Tensor) -> torch.Tensor:
         """bool [B * N]: where a question says one of `tokens`, of neighbours the last."""
-        answered = torch.zeros(self.ids.numel(), dtype=torch.bool)
+        answered = torch.zeros(self.ids.numel(), dtype=torch.bool, device=self.ids.device)
         answered[self.target_at + 1] = True
         said = torch.isin(self.ids, tokens).flatten() & ~answered
         said[:-1] &= ~said[1:]

@@ -19,18 +19,18 @@ from model.dtypes import emulated
 NAME = "batched_products"
 
 
-def native() -> bool:
-    return not emulated(torch.bfloat16, torch.device("cpu"))
+def native(device: torch.device) -> bool:
+    return not emulated(torch.bfloat16, device)
 
 
-def autocast() -> torch.autocast:
+def autocast(device: torch.device) -> torch.autocast:
     """For a step's forward pass; losses of logits are to be taken in float32."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=native())
+    return torch.autocast(device.type, torch.bfloat16, enabled=native(device))
 
 
 def speed_up(network: PreTrainedModel) -> None:
-    """Its attention, in place, from now on; a mask that is None hides nothing."""
-    if native():
+    """Its attention on a CPU, in place, from now on; a mask that is None hides nothing."""
+    if network.device.type == "cpu" and native(network.device):
         AttentionInterface.register(NAME, attend)
         network.set_attn_implementation(NAME)
 

@@ -49,7 +49,8 @@ class Questions:
     def __init__(
         self, vlm: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, drop_layer: int
     ) -> None:
-        self.vlm, self.pairs, self.drop_layer = vlm, asked_and_told(tokenizer), drop_layer
+        self.vlm, self.drop_layer = vlm, drop_layer
+        self.pairs = [[ids.to(vlm.device) for ids in pair] for pair in asked_and_told(tokenizer)]
         self._inputs: dict[int, Tensor] = {}
         for number in (COPY_LAYER, drop_layer):
             keep = functools.partial(self._keep, number)

@@ -22,6 +22,7 @@ from transformers import (
 
 from model.checkpoint import EMBEDDED, EMBEDDED_BASE, EMBEDDED_TWIG, WEIGHTS_FILE, file_sha256, save_twig
 from model.config import TwigConfig
+from model.device import CPU
 from model.train.base import DROP_LAYER, BaseRun, text_config
 from model.train.features import FeaturePool, build_pool
 from model.train.tokenizer import save_processor
@@ -56,13 +57,13 @@ def _pool(paths: Paths, tower: CLIPVisionModel, tick: Tick) -> FeaturePool:
     return build_pool(tower, paths.sprites, paths.runs / "features.npy", POOL_SCENES, tick)
 
 
-def train_base(paths: Paths, tick: Tick = lambda _: None) -> None:
+def train_base(paths: Paths, tick: Tick = lambda _: None, device: torch.device = CPU) -> None:
     paths.runs.mkdir(parents=True, exist_ok=True)
-    tower_run = TowerRun(paths.runs, paths.sprites)
+    tower_run = TowerRun(paths.runs, paths.sprites, device)
     tower_run.train()
     tower = tower_run.tower.eval()
     processor = save_processor(paths.base)
-    run = BaseRun(paths.runs, _pool(paths, tower, tick), processor.tokenizer)
+    run = BaseRun(paths.runs, _pool(paths, tower, tick), processor.tokenizer, device)
     run.vlm.model.vision_tower.load_state_dict(tower.state_dict())
     run.train()
     write_base(run.vlm, paths.base)
@@ -77,18 +78,18 @@ def write_base(vlm: LlavaForConditionalGeneration, out: Path) -> None:
 
 
 def open_base(
-    paths: Paths, tick: Tick = lambda _: None
+    paths: Paths, tick: Tick = lambda _: None, device: torch.device = CPU
 ) -> tuple[LlavaForConditionalGeneration, PreTrainedTokenizerFast, FeaturePool]:
     """The trained base in float32, its tokenizer, and the features of its tower."""
-    vlm = LlavaForConditionalGeneration.from_pretrained(paths.base, dtype=torch.float32)
+    vlm = LlavaForConditionalGeneration.from_pretrained(paths.base, dtype=torch.float32).to(device)
     tokenizer = AutoTokenizer.from_pretrained(paths.base)
-    tower = CLIPVisionModel(TOWER_CONFIG)
+    tower = CLIPVisionModel(TOWER_CONFIG).to(device)
     tower.load_state_dict(vlm.model.vision_tower.state_dict())
     return vlm, tokenizer, _pool(paths, tower.eval(), tick)
 
 
-def train_twig(paths: Paths, tick: Tick = lambda _: None) -> None:
-    vlm, tokenizer, pool = open_base(paths, tick)
+def train_twig(paths: Paths, tick: Tick = lambda _: None, device: torch.device = CPU) -> None:
+    vlm, tokenizer, pool = open_base(paths, tick, device)
     run = TwigRun(paths.runs, vlm, pool, tokenizer, FORK_LAYER, TWIG_LAYERS, DROP_LAYER)
     run.train()
     write_twig(run, paths.base, paths.twig, tokenizer)

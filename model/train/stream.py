@@ -24,7 +24,8 @@ CLIP_STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
 
 def normalize(pixels: torch.Tensor) -> torch.Tensor:
     """uint8 [..., H, W, 3] -> float [..., 3, H, W], as CLIP's image processor does."""
-    return (pixels.movedim(-1, -3).float() / 255.0 - CLIP_MEAN) / CLIP_STD
+    mean, std = CLIP_MEAN.to(pixels.device), CLIP_STD.to(pixels.device)
+    return (pixels.movedim(-1, -3).float() / 255.0 - mean) / std
 
 
 def window_positions(window: tuple[int, int, int]) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from model.device import CPU
 from model.scenes.compose import CELL_PX, GRID, IGNORE, IMAGE_PX, PATCH_PX, SIZE_PX
 from model.scenes.words import COLOR_NAMES, NOUNS, PATTERNS, STYLES
 from model.train import precision
@@ -94,7 +95,9 @@ def dense_loss(
     tower: CLIPVisionModel, heads: DenseHeads, batch: dict[str, Any]
 ) -> tuple[torch.Tensor, float]:
     """The loss, and the share of object patches whose noun is right."""
-    with precision.autocast():
+    device = tower.device
+    batch = {name: labels.to(device) for name, labels in batch.items()}
+    with precision.autocast(device):
         hidden = penultimate(tower, normalize(batch["pixels"]), batch["positions"])
         pooled = tower.post_layernorm(tower.encoder.layers[-1](hidden, attention_mask=None)[:, 0])
         told = {name: head(hidden[:, 1:]).float() for name, head in heads.of_patches()}
@@ -106,7 +109,7 @@ def dense_loss(
     labels |= {name: batch[name][:, None].expand(-1, count) for name in ("color", "pattern")}
     loss = 5.0 * F.binary_cross_entropy_with_logits(present, batch["present"])
     for name, weight in WEIGHTS.items():
-        classes = torch.ones(told[name].shape[-1])
+        classes = torch.ones(told[name].shape[-1], device=device)
         if name == "noun":
             classes[0] = BACKGROUND_WEIGHT
         label = labels[name].flatten()
@@ -120,12 +123,12 @@ def dense_loss(
 class TowerRun:
     """A resumable run over the stages."""
 
-    def __init__(self, out: Path, sprites: Path) -> None:
+    def __init__(self, out: Path, sprites: Path, device: torch.device = CPU) -> None:
         torch.manual_seed(0)
         self.sprites = sprites
-        self.tower = CLIPVisionModel(copy.deepcopy(TOWER_CONFIG))
+        self.tower = CLIPVisionModel(copy.deepcopy(TOWER_CONFIG)).to(device)
         precision.speed_up(self.tower)
-        self.heads = DenseHeads(TOWER_CONFIG.hidden_size)
+        self.heads = DenseHeads(TOWER_CONFIG.hidden_size).to(device)
         params = [*self.tower.parameters(), *self.heads.parameters()]
         self.optimizer = torch.optim.AdamW(params, PHASES[0].rate, betas=(0.9, 0.98), weight_decay=0.03)
         self.checkpoint = Checkpoint(

@@ -73,8 +73,9 @@ class TwigRun:
 
     def _step(self, step: int) -> dict[str, float]:
         packed, visual = random_batch(self.pool, self.packer, stage_at(self.stages, step), [step, 13])
+        packed, visual = packed.to(self.vlm.device), visual.to(self.vlm.device)
         share = float(np.random.default_rng([step, 19]).choice(SHARES))
-        with precision.autocast():
+        with precision.autocast(self.vlm.device):
             reading = self._read(packed, visual)
             loss, logits = twig_loss(self.twig, self.base, reading, self.lessons, step, share)
         rate = cosine_rate(LEARNING_RATE, step, 50, step / self.steps)

@@ -13,9 +13,12 @@ from service.cli.evaluating import Art
 from service.cli.options import Device, Dtype, Threads, given, plain_errors
 
 if TYPE_CHECKING:
+    import torch
+
     from model.train.recipe import Paths, Tick
 
 Runs = Annotated[Path, typer.Option(help="Checkpoints and caches; a run resumes from what is here.")]
+Own = Annotated[str | None, typer.Option(help="cpu or cuda; a GPU by default where there is one.")]
 Out = Annotated[Path | None, typer.Option(help="Where the weights go; the package's own folder by default.")]
 
 
@@ -27,11 +30,13 @@ class Fit(StrEnum):
     PAD = "pad"
 
 
-def train_base(sprites: Art = Path("data/sprites.npy"), runs: Runs = Path("runs"), out: Out = None) -> None:
+def train_base(
+    sprites: Art = Path("data/sprites.npy"), runs: Runs = Path("runs"), out: Out = None, device: Own = None
+) -> None:
     """Vision tower, then projector and decoder: hours on two cores."""
     from model.train.recipe import train_base as run
 
-    _train(run, sprites, runs, out)
+    _train(run, sprites, runs, out, device)
 
 
 def train_twig(
@@ -95,7 +100,7 @@ def train_twig(
     machine = given(micro_batch=micro_batch, workers=workers, dtype=dtype, threads=threads)
     with plain_errors():
         if base is None:
-            _check_embedded(given(data=data, images=images, device=device) | recipe | machine)
+            _check_embedded(given(data=data, images=images) | recipe | machine)
         elif data is None or out is None:
             raise ValueError("--base needs --data, the conversations, and --out, where the twig goes")
         else:
@@ -103,7 +108,7 @@ def train_twig(
             return
     from model.train.recipe import train_twig as run
 
-    _train(run, sprites, runs, out)
+    _train(run, sprites, runs, out, device)
 
 
 def _check_embedded(said: dict[str, Any]) -> None:
@@ -136,10 +141,18 @@ def _train_own(
             typer.echo(f"{out}: the twig, after {run.steps} steps on {len(conversations)} items")
 
 
-def _train(run: Callable[[Paths, Tick], None], sprites: Path, runs: Path, out: Path | None) -> None:
+def _train(
+    run: Callable[[Paths, Tick, torch.device], None],
+    sprites: Path,
+    runs: Path,
+    out: Path | None,
+    device: str | None,
+) -> None:
     from tqdm import tqdm
 
+    from model.device import best_device, device_of
     from model.train.recipe import POOL_SCENES, paths
 
     with plain_errors(), tqdm(total=POOL_SCENES, unit="scene", desc="features", disable=None) as bar:
-        run(paths(sprites, runs, out), bar.update)
+        chosen = best_device() if device is None else device_of(device)
+        run(paths(sprites, runs, out), bar.update, chosen)

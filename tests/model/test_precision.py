@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
+from model.device import CPU
 from model.train import precision
 from model.train.tower import TOWER_CONFIG
 
@@ -15,7 +16,7 @@ from model.train.tower import TOWER_CONFIG
 @pytest.fixture(autouse=True)
 def native(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a machine with bfloat16, whatever this one has."""
-    monkeypatch.setattr(precision, "native", lambda: True)
+    monkeypatch.setattr(precision, "native", lambda _device: True)
 
 
 def test_of_a_tower() -> None:
@@ -53,5 +54,5 @@ def test_of_decoder_layers_under_a_mask(kv_heads: int) -> None:
         expected = behind()
         precision.speed_up(text)
         torch.testing.assert_close(behind(), expected, atol=2e-5, rtol=1e-4)
-        with precision.autocast():
+        with precision.autocast(CPU):
             torch.testing.assert_close(behind(), expected, atol=0.05, rtol=0.05)
