@@ -29,7 +29,7 @@ from model.train.tokenizer import save_processor
 from model.train.tower import TOWER_CONFIG, TowerRun
 from model.train.twig import TwigRun
 
-POOL_SCENES = 8000
+POOL_SCENES = 12_000
 # K=1, T=2, F=12: a budget of 64 keeps R' = 41 visual tokens, the numbers of the paper's own shape. A request
 # that names no budget gets 192, which costs this base nothing that matters; 64 costs it some objects.
 FORK_LAYER, TWIG_LAYERS, RETAINED_TOKENS = 1, 2, 192
