@@ -56,12 +56,10 @@ def _reading_early(
     )
 
 
-def _in_turns(
-    rate: float, warmup_steps: int, *, times: int, questions: int, descriptions: int
-) -> Phase[Stage]:
+def _in_turns(rate: float, warmup_steps: int, *, times: int) -> Phase[Stage]:
     """Few visual tokens of many scenes and all of few, ten steps each."""
-    few = Stage((40, 160), 6, questions, 16, 10, 0.7, descriptions)
-    whole = Stage((IMAGE_TOKENS, IMAGE_TOKENS), 6, questions, 6, 10, 0.5, descriptions)
+    few = Stage((40, 160), 6, 8, 16, 10, 0.7, descriptions=2)
+    whole = Stage((IMAGE_TOKENS, IMAGE_TOKENS), 6, 8, 6, 10, 0.5, descriptions=2)
     return Phase(rate, warmup_steps, (few, whole) * times)
 
 
@@ -91,8 +89,7 @@ PHASES = (
     # Descriptions, which had been one turn in eleven meanwhile.
     _reading_early(4e-4, 40, questions=6, hidden=0.6, steps=(250, 150, 250), descriptions=3),
     # Both at once, and nouns that are copied early.
-    _in_turns(8e-4, 60, times=90, questions=8, descriptions=2),
-    _in_turns(5e-4, 30, times=27, questions=10, descriptions=1),
+    _in_turns(8e-4, 60, times=90),
 )
 MATCHING_FROM = sum(phase.steps for phase in PHASES[:3])
 STAGES = tuple(stage for phase in PHASES for stage in phase.stages)
