@@ -30,7 +30,7 @@ LEARNING_RATE = 1e-3
 STAGES = (
     Stage((48, 96), 6, 8, 8, 500),
     Stage((96, 192), 6, 8, 8, 300),
-    Stage((IMAGE_TOKENS, IMAGE_TOKENS), 6, 4, 8, 1200, descriptions=2),
+    Stage((IMAGE_TOKENS, IMAGE_TOKENS), 6, 5, 6, 1900, descriptions=2),
 )
 LESSONS = Lessons(foresight_weight=1.0, foresight_steps=1)
 
