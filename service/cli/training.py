@@ -13,8 +13,6 @@ from service.cli.evaluating import Art
 from service.cli.options import Device, Dtype, Threads, given, plain_errors
 
 if TYPE_CHECKING:
-    import torch
-
     from model.train.recipe import Paths, Tick
 
 Runs = Annotated[Path, typer.Option(help="Checkpoints and caches; a run resumes from what is here.")]
@@ -142,7 +140,7 @@ def _train_own(
 
 
 def _train(
-    run: Callable[[Paths, Tick, torch.device], None],
+    run: Callable[[Paths, Tick, Any], None],
     sprites: Path,
     runs: Path,
     out: Path | None,
