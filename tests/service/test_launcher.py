@@ -137,8 +137,8 @@ def test_a_worker_that_cannot_start_ends_the_start(repository: Path):
 IDLE = """
 import signal, sys
 from service.launcher import Launcher, ServePlan
-idle = (sys.executable, "-c", "import signal, time; signal.signal(signal.SIGTERM, signal.{on_term}); "
-    "print('up', flush=True); time.sleep(60)")
+idle = (sys.executable, "-c", "import os, signal, time; signal.signal(signal.SIGTERM, signal.{on_term}); "
+    "os.write(1, b'up' + bytes([10])); time.sleep(60)")  # one write: two parts say it at once
 sys.exit(Launcher(ServePlan(gateway_command=idle, worker_command=idle, port={port})).run())
 """
 
