@@ -12,7 +12,7 @@ def embed_packed(vlm: LlavaForConditionalGeneration, packed: Packed, visual: tor
     """What the first layer is given [B, N, hidden]; `visual` [B, V, tower hidden] is not projected yet."""
     rows = torch.arange(len(packed.ids), device=packed.ids.device)[:, None]
     words = vlm.model.language_model.embed_tokens(packed.ids)
-    projected = vlm.model.multi_modal_projector(visual).to(words.dtype)  # of less, where products are
+    projected = vlm.model.multi_modal_projector(visual).to(words.dtype)  # bfloat16 under autocast
     shown: torch.Tensor = words.index_put((rows, packed.visual_at), projected)
     return shown
 

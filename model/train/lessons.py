@@ -104,8 +104,8 @@ def _heights(look: Tensor, grid: tuple[int, int] | None) -> Tensor:
     """[A, V] -> [A, V], each row by its peak."""
     if not look.numel():
         return look
-    if grid is not None and _fills(look, grid):
-        image = look.view(-1, 1, *grid)
+    if (sides := _filled(look, grid)) is not None:
+        image = look.view(-1, 1, *sides)
         for _ in range(SMOOTHINGS):
             image = F.avg_pool2d(image, 3, 1, 1, count_include_pad=False)
         look = image.flatten(1)
@@ -115,14 +115,15 @@ def _heights(look: Tensor, grid: tuple[int, int] | None) -> Tensor:
 def _striped(look: Tensor, grid: tuple[int, int] | None) -> Tensor:
     """[turns, V]. A radian a token is what the first rotary pair of a head turns by, so a head can rank so;
     from row to row the stripes move on, by the columns modulo a turn."""
-    if not _fills(look, grid):
+    if _filled(look, grid) is None:
         return look
     angle = torch.arange(look.shape[-1], device=look.device, dtype=look.dtype)
     return look * torch.exp(STRIPES * (angle.cos() - 1))
 
 
-def _fills(look: Tensor, grid: tuple[int, int] | None) -> bool:
-    return grid is not None and look.shape[-1] == grid[0] * grid[1]
+def _filled(look: Tensor, grid: tuple[int, int] | None) -> tuple[int, int] | None:
+    """The grid, if the looks [n, V] have all of it."""
+    return grid if grid is not None and look.shape[-1] == grid[0] * grid[1] else None
 
 
 def _strongest(look: Tensor, turn: Tensor) -> Tensor:

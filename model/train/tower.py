@@ -108,13 +108,13 @@ def dense_loss(
     labels = {name: batch[name] for name in ("noun", "size", "style")} | {"cell": cell}
     labels |= {name: batch[name][:, None].expand(-1, count) for name in ("color", "pattern")}
     loss = 5.0 * F.binary_cross_entropy_with_logits(present, batch["present"])
-    for name, weight in WEIGHTS.items():
-        classes = torch.ones(told[name].shape[-1], device=device)
-        if name == "noun":
-            classes[0] = BACKGROUND_WEIGHT
-        label = labels[name].flatten()
-        loss = loss + weight * F.cross_entropy(told[name].flatten(0, 1), label, classes, ignore_index=IGNORE)
     nouns, noun = told["noun"].flatten(0, 1), batch["noun"].flatten()
+    of_nouns = torch.ones(nouns.shape[-1], device=device)
+    of_nouns[0] = BACKGROUND_WEIGHT
+    for name, weight in WEIGHTS.items():
+        said, label = told[name].flatten(0, 1), labels[name].flatten()
+        classes = of_nouns if name == "noun" else None
+        loss = loss + weight * F.cross_entropy(said, label, classes, ignore_index=IGNORE)
     objects = noun > 0
     right = (nouns[objects].argmax(-1) == noun[objects]).float().mean()
     return loss, float(right)
