@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import os
 import signal
 import socket
 import struct
@@ -38,10 +37,9 @@ HEADER = struct.Struct(">II")  # bytes of the JSON, bytes of the body behind it
 ERRORS: dict[str, type[ApiError]] = {
     kind.__name__: kind for kind in (TooLarge, UndecodableImage, Unprocessable, UnsupportedMedia)
 }
-# Where memory runs out the kernel takes the decoder, never the gateway.
+# Where memory runs out the kernel takes the decoder, never the gateway. Not niced: where both share a core,
+# the gateway would then stop it for every event by itself instead of taking several at once (docs/log.md).
 OOM_SCORE = "900"
-# The gateway's event loop goes first where both want the same core.
-NICENESS = 5
 
 
 def frame(meta: bytes, body: bytes = b"") -> bytes:
@@ -78,22 +76,20 @@ def answer_of(answer: bytes) -> PreparedImage:
 
 def main(pipe: socket.socket) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the gateway's; we go when the pipe ends
-    _step_back()
+    _first_to_go()
     # PIL only warns of a decompression bomb up to twice its limit; here that is a refusal too.
     warnings.simplefilter("error", Image.DecompressionBombWarning)
     with pipe, pipe.makefile("rb") as source, contextlib.suppress(OSError):
         while (request := _read(source)) is not None:
             meta, data = request
             spec, limits, cpu_s = _wanted(meta)
-            signal.setitimer(signal.ITIMER_PROF, cpu_s)  # whose signal ends the process
-            answer = _answer(data, spec, limits)
-            signal.setitimer(signal.ITIMER_PROF, 0)
-            pipe.sendall(answer)
+            # Its signal ends the process. Between pictures no processor time passes.
+            signal.setitimer(signal.ITIMER_PROF, cpu_s)
+            pipe.sendall(_answer(data, spec, limits))
 
 
-def _step_back() -> None:
-    with contextlib.suppress(OSError, AttributeError):  # not everywhere, and nothing depends on it
-        os.nice(NICENESS)
+def _first_to_go() -> None:
+    with contextlib.suppress(OSError):  # not everywhere, and nothing depends on it
         Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
 
 

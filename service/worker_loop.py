@@ -158,17 +158,28 @@ class Worker:
         return any(claim.last_chance for claim in (*self._waiting, *(j.claim for j in self._jobs.values())))
 
     def _begin_waiting(self) -> None:
-        while self._waiting and not (self._jobs and self._waiting[0].last_chance):
-            self._begin(self._waiting[0])  # where the broker is away, it stays first in line
-            if self._waiting.pop(0).last_chance:
-                return
+        """Where the broker is away, they stay in line."""
+        due = self._due()
+        # The queue must hear that we have them before the engine does: only then is it counted if we fail.
+        fenced, _ = self._broker.renew([claim.lease for claim in due])
+        for claim in due:
+            if claim.lease in fenced:
+                self._keeper.drop(claim.lease)
+                self._metrics.dropped("fenced")
+            else:
+                self._begin(claim)
+            self._waiting.remove(claim)
+
+    def _due(self) -> list[Claim]:
+        """Who may begin now, in their order; one that has its last chance, by itself."""
+        due: list[Claim] = []
+        for claim in self._waiting:
+            if claim.last_chance:
+                return due or ([] if self._jobs else [claim])
+            due.append(claim)
+        return due
 
     def _begin(self, claim: Claim) -> None:
-        # The queue must hear that we have it before the engine does: only then is it counted if we fail.
-        if self._broker.renew([claim.lease])[0]:
-            self._keeper.drop(claim.lease)
-            self._metrics.dropped("fenced")
-            return
         images = self._broker.blobs([image.sha256 for image in claim.job.images])
         for older in [other for other in self._jobs.values() if other.lease.job_id == claim.job.id]:
             self._forget(older, "fenced")
@@ -219,22 +230,21 @@ class Worker:
 
     def _flush(self) -> None:
         """Sends what is unsent; after BrokerUnavailable the same again, as writes are idempotent."""
-        for job in [job for job in self._jobs.values() if job.outbox]:
-            try:
-                if job.ended:
-                    self._broker.finish(job.lease, job.outbox)
-                    self._tracing.finished(job)
-                    self._forget(job, None)
-                else:
-                    cancelled = self._broker.publish(job.lease, job.outbox)
-                    job.outbox.clear()
-                    if cancelled:
-                        self._cancel(job)
-            except Fenced:
+        jobs = [job for job in self._jobs.values() if job.outbox]
+        answers = self._broker.write([(job.lease, job.outbox) for job in jobs]) if jobs else []
+        for job, answer in zip(jobs, answers, strict=True):
+            if isinstance(answer, Fenced):
                 self._forget(job, "fenced")
-            except Behind as behind:
-                log.warning("events sent again", extra=job.log_fields | {"behind": behind.have})
-                job.rewind(behind.have)
+            elif isinstance(answer, Behind):
+                log.warning("events sent again", extra=job.log_fields | {"behind": answer.have})
+                job.rewind(answer.have)
+            elif job.ended:
+                self._tracing.finished(job)
+                self._forget(job, None)
+            else:
+                job.outbox.clear()
+                if answer:
+                    self._cancel(job)
 
     def _drop_lost(self) -> None:
         fenced, cancelled = self._keeper.take_news()

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import service.protocol as protocol
-from service.broker.base import Lease
+from service.broker.base import Behind, Fenced, Parcel
 from service.broker.redis_worker import RedisWorkerBroker
 
 
@@ -53,10 +53,14 @@ def speak_newer(*, unreadable: bool) -> None:
 class DyingBroker(RedisWorkerBroker):
     when = ""
 
-    def finish(self, lease: Lease, events: Sequence[protocol.Event]) -> None:
-        if self.when == "after-finish":
-            super().finish(lease, events)
-        os.kill(os.getpid(), signal.SIGKILL)
+    def write(self, parcels: Sequence[Parcel]) -> list[bool | Fenced | Behind]:
+        ends = any(event.terminal for _, events in parcels for event in events)
+        if ends and self.when == "before-finish":
+            os.kill(os.getpid(), signal.SIGKILL)
+        answers = super().write(parcels)
+        if ends:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return answers
 
 
 def main() -> None:

@@ -183,6 +183,9 @@ class Lease:
     run: str
 
 
+Parcel = tuple[Lease, Sequence[Event]]
+
+
 @dataclass(frozen=True)
 class Claim:
     """A job to run. Events continue at last_seq + 1; the tokens in resume_token_ids are delivered already.
@@ -236,6 +239,11 @@ class WorkerBroker(Protocol):
 
     def finish(self, lease: Lease, events: Sequence[Event]) -> None:
         """Appends events, the last one terminal, and ends the job, in one write. Raises Fenced, Behind."""
+
+    def write(self, parcels: Sequence[Parcel]) -> list[bool | Fenced | Behind]:
+        """The events of many jobs in one round trip: each as by `finish` where its last event is terminal,
+        else as by `publish`. For each what that would have returned or raised; a finish returns False.
+        """
 
     def renew(self, leases: Sequence[Lease]) -> tuple[list[Lease], list[Lease]]:
         """Prolongs the leases we still own; returns (fenced, cancel requested)."""

@@ -48,6 +48,8 @@ class Line:
     def __init__(self, client: redis.asyncio.Redis, timeout_s: float) -> None:
         self._pool: Any = client.connection_pool
         self._timeout_s = timeout_s
+        # Known from the first command on. To ask for it each time is a system call (Python 3.11).
+        self._loop: Any = None
         self._wire: Wire | None = None
         self._unsent: list[bytes] = []
         self._asked: list[asyncio.Future[Any]] = []  # whose commands are unsent
@@ -81,7 +83,7 @@ class Line:
 
     def send(self, command: Command) -> asyncio.Future[Any]:
         """As `ask`, for who has something else to do meanwhile."""
-        loop = asyncio.get_running_loop()
+        loop = self._loop = self._loop or asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
         self._unsent += packed(command)
         self._asked.append(future)
@@ -147,7 +149,7 @@ class Line:
     def _answer(self, reply: Any) -> None:
         if not self._due:  # as where a server has too many clients
             raise reply if isinstance(reply, Exception) else redis.ConnectionError("an unasked reply")
-        self._progress_at = asyncio.get_running_loop().time()
+        self._progress_at = self._loop.time()
         future = self._due.popleft()
         if future.done():
             return  # whoever asked has left
@@ -157,21 +159,19 @@ class Line:
             future.set_result(reply)
 
     def _expect(self, futures: list[asyncio.Future[Any]]) -> None:
-        loop = asyncio.get_running_loop()
         if not self._due:
-            self._progress_at = loop.time()
+            self._progress_at = self._loop.time()
         self._due.extend(futures)
         if self._watch is None:
-            self._watch = loop.call_later(self._timeout_s, self._look)
+            self._watch = self._loop.call_later(self._timeout_s, self._look)
 
     def _look(self) -> None:
         self._watch = None
         if not self._due:
             return
-        loop = asyncio.get_running_loop()
-        left_s = self._progress_at + self._timeout_s - loop.time()
+        left_s = self._progress_at + self._timeout_s - self._loop.time()
         if left_s > 0:
-            self._watch = loop.call_later(left_s, self._look)
+            self._watch = self._loop.call_later(left_s, self._look)
         else:
             self.drop(redis.TimeoutError(f"no reply within {self._timeout_s:g} s"))
 

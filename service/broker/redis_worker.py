@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, cast
 
-from service.broker.base import Behind, BrokerUnavailable, Claim, ClaimBatch, Fenced, Lease
+from redis.exceptions import NoScriptError
+
+from service.broker.base import Behind, BrokerUnavailable, Claim, ClaimBatch, Fenced, Lease, Parcel
 from service.broker.connection import met_a_replica, script_header, script_source, sync_client, translated
 from service.protocol import ErrorData, Event, Job, Keys, WorkerInfo
 from service.settings import RedisSettings
@@ -58,12 +60,15 @@ class RedisWorkerBroker:
             return cast("list[bytes | None]", self._client.mget([self._keys.blob(sha) for sha in sha256s]))
 
     def publish(self, lease: Lease, events: Sequence[Event]) -> bool:
-        return self._write(lease, "", events) == 1
+        return _or_raise(self._write([(lease, "", events)])[0])
 
     def finish(self, lease: Lease, events: Sequence[Event]) -> None:
         if not events or not events[-1].terminal:
             raise ValueError("the last event of a job must be terminal")
-        self._write(lease, events[-1].type, events)
+        _or_raise(self._write([(lease, events[-1].type, events)])[0])
+
+    def write(self, parcels: Sequence[Parcel]) -> list[bool | Fenced | Behind]:
+        return self._write([(lease, _final(events), events) for lease, events in parcels])
 
     def renew(self, leases: Sequence[Lease]) -> tuple[list[Lease], list[Lease]]:
         if not leases:
@@ -107,28 +112,45 @@ class RedisWorkerBroker:
             self._spare = now + self._settings.lease_s, now - away_since
 
     def _run(self, name: str, *args: str | bytes | int) -> Any:
+        return self._run_each(name, [args])[0]
+
+    def _run_each(self, name: str, calls: Sequence[Sequence[str | bytes | int]]) -> list[Any]:
+        """One script for many, in one round trip. Where one of them fails, nothing is known of the others."""
+        script = self._scripts[name]
         try:
             with translated():
-                answer = self._scripts[name](keys=[self._keys.jobs], args=[*self._header, *args])
+                replies = self._replies(script.sha, calls)
+                if any(isinstance(reply, NoScriptError) for reply in replies):
+                    self._client.script_load(script.script)
+                    replies = self._replies(script.sha, calls)
+                for reply in replies:
+                    if isinstance(reply, Exception):
+                        raise reply
             self._back()
-            return answer
+            return replies
         except BrokerUnavailable as error:
             self._away_since = self._away_since or time.monotonic()
             if met_a_replica(error):
                 self._client.connection_pool.disconnect()
             raise
 
-    def _write(self, lease: Lease, final: str, events: Sequence[Event]) -> int:
-        first = events[0].seq if events else 1
-        if [event.seq for event in events] != list(range(first, first + len(events))):
-            raise ValueError("events must be numbered without a gap")
-        encoded = [event.encode() for event in events]
-        answer, *have = self._run("write", lease.job_id, lease.attempt, lease.run, final, first, *encoded)
-        if answer == -1:
-            raise Fenced(lease.job_id)
-        if answer == -2:
-            raise Behind(lease.job_id, have[0])
-        return int(answer)
+    def _replies(self, sha: str, calls: Sequence[Sequence[str | bytes | int]]) -> list[Any]:
+        pipe = self._client.pipeline(transaction=False)
+        for args in calls:
+            pipe.evalsha(sha, 1, self._keys.jobs, *self._header, *args)
+        return pipe.execute(raise_on_error=False)
+
+    def _write(self, parcels: Sequence[tuple[Lease, str, Sequence[Event]]]) -> list[bool | Fenced | Behind]:
+        """Of each: its lease, the state that it ends in ('' if it goes on), its events."""
+        calls: list[Sequence[str | bytes | int]] = []
+        for lease, final, events in parcels:
+            first = events[0].seq if events else 1
+            if [event.seq for event in events] != list(range(first, first + len(events))):
+                raise ValueError("events must be numbered without a gap")
+            encoded = [event.encode() for event in events]
+            calls.append((lease.job_id, lease.attempt, lease.run, final, first, *encoded))
+        replies = self._run_each("write", calls)
+        return [_told(parcel[0], *reply) for parcel, reply in zip(parcels, replies, strict=True)]
 
     def _open(self, row: Sequence[Any], run: str) -> Claim | None:
         """Row: see claim.lua. An unreadable job ends here."""
@@ -160,6 +182,23 @@ def _delivered(entries: Sequence[Any], last_seq: int) -> tuple[int, ...]:
     return tuple(
         token for event in events if event.type == "token" for token in event.data.get("token_ids", ())
     )
+
+
+def _final(events: Sequence[Event]) -> str:
+    return events[-1].type if events and events[-1].terminal else ""
+
+
+def _told(lease: Lease, answer: int, have: int = 0) -> bool | Fenced | Behind:
+    """Of a reply of write.lua."""
+    if answer == -1:
+        return Fenced(lease.job_id)
+    return Behind(lease.job_id, have) if answer == -2 else answer == 1
+
+
+def _or_raise(answer: bool | Fenced | Behind) -> bool:
+    if isinstance(answer, bool):
+        return answer
+    raise answer
 
 
 def _owner(lease: Lease) -> tuple[str, int, str, str]:

@@ -82,6 +82,36 @@ async def test_repeating_a_write_changes_nothing(gateway: RedisGatewayBroker, wo
         worker.finish(lease, [done(1, 5)])
 
 
+async def test_many_jobs_events_go_out_in_one_write(
+    gateway: RedisGatewayBroker, new_worker: WorkerFactory, redis_settings: RedisSettings
+):
+    """Each is answered as if it were written alone, also by a server that has forgotten the script."""
+    jobs = [make_job() for _ in range(5)]
+    for job in jobs:
+        await gateway.submit(job, {})
+    worker = new_worker()
+    ends, goes_on, cancelled, gap, lost = (claim.lease for claim in worker.claim(5).claims)
+    await gateway.cancel(cancelled.job_id)
+    worker.release(lost)
+    parcels = [
+        (ends, [token(1, 1, 7), done(1, 2)]),
+        (goes_on, [token(1, 1, 7)]),
+        (cancelled, [token(1, 1, 7)]),
+        (gap, [token(1, 2, 7)]),
+        (lost, [token(1, 1, 7)]),
+    ]
+    with redis_py.Redis.from_url(redis_settings.url.get_secret_value()) as client:
+        client.script_flush()
+    for _ in range(2):
+        told = worker.write(parcels)
+        assert told[:3] == [False, False, True]
+        assert isinstance(told[3], Behind)
+        assert told[3].have == 0
+        assert isinstance(told[4], Fenced)
+    assert [event.seq for event in await collect(gateway, ends.job_id)] == [1, 2]
+    assert worker.write([]) == []
+
+
 async def test_a_gap_in_the_sequence_is_refused(gateway: RedisGatewayBroker, worker: RedisWorkerBroker):
     await gateway.submit(make_job(), {})
     lease = claim_one(worker).lease
