@@ -6,6 +6,8 @@ The worker is real but for its engine. Derandomized and bounded in time: a slow 
 from __future__ import annotations
 
 import asyncio
+import importlib
+import pkgutil
 import time
 from typing import Any
 
@@ -25,6 +27,19 @@ from tests.service.stub_engine import StubEngine
 from tests.service.test_describe import PNG64
 from tests.service.test_describe_stub import ready, stub  # noqa: F401
 from tests.service.test_jobs import ended, start
+
+# Most of schemathesis is loaded when it is first used, here by another thread, and pytest parses what a
+# plugin loads: where the first thread parses something then, as a traceback does, Python 3.11 breaks with
+# "AST constructor recursion depth mismatch". So it is loaded before there are threads.
+for package in (
+    "schemathesis.core",
+    "schemathesis.generation",
+    "schemathesis.specs",
+    "schemathesis.transport",
+    "hypothesis.strategies",
+):
+    for part in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
+        importlib.import_module(part.name)
 
 BUDGET_S = 30.0
 EXAMPLES = 25
