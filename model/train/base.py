@@ -7,7 +7,8 @@ the visual tokens a scene at their own positions (cheap, and the model will meet
 ending with all of them; then with the visual tokens hidden from layer `DROP_LAYER` on in most steps, so that
 the model learns to have read the picture by then. At last a head of the first layer is made to match words
 and patches (`matching`) and to carry what stands there (`carrying`), one behind the drop layer to carry it on
-(`fetching`), and then questions are taught (`questions`).
+(`fetching`), and then questions are taught (`questions`), in the end of nouns that are there more than once
+(`cells`).
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ from model.scenes.compose import GRID, Scene, object_patches, patches_of
 from model.scenes.words import PLACES
 from model.train import carrying, fetching, matching, precision
 from model.train.batches import IMAGE_TOKENS, Stage, random_batch
+from model.train.cells import Cells
 from model.train.features import FeaturePool
 from model.train.forward import forward_packed
+from model.train.looks import Looks
 from model.train.loop import Checkpoint, Phase, cosine_rate, phase_at, run_steps, stage_at, update
 from model.train.matching import word_ids
 from model.train.pack import Packed, Packer
@@ -90,8 +93,11 @@ PHASES = (
     _reading_early(4e-4, 40, questions=6, hidden=0.6, steps=(250, 150, 250), descriptions=3),
     # Both at once, and nouns that are copied early.
     _in_turns(8e-4, 60, times=90),
+    # The same, with heads that tell several objects of a noun apart.
+    _in_turns(7e-4, 40, times=95),
 )
 MATCHING_FROM = sum(phase.steps for phase in PHASES[:3])
+CELLS_FROM = sum(phase.steps for phase in PHASES[:-1])
 STAGES = tuple(stage for phase in PHASES for stage in phase.stages)
 ALIGN_STEPS, ALIGN_RATE = 600, 2e-3
 # 1/sqrt(hidden), and 4 times that for words, so that they are not drowned by what the layers add.
@@ -163,7 +169,9 @@ class BaseRun:
         self.vlm.model.vision_tower.requires_grad_(False)
         self.packer = Packer(tokenizer, IMAGE_TOKENS)
         self.nouns = word_ids(tokenizer)[0].to(device)
-        self.questions = Questions(self.vlm, tokenizer, DROP_LAYER)
+        looks = Looks(self.vlm, (*Questions.layers(DROP_LAYER), *Cells.layers(DROP_LAYER)))
+        self.questions = Questions(self.vlm, tokenizer, looks, DROP_LAYER)
+        self.cells = Cells(self.vlm, tokenizer, looks, DROP_LAYER)
         trained = [p for p in self.vlm.parameters() if p.requires_grad]
         matrices, vectors = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
         groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
@@ -208,7 +216,7 @@ class BaseRun:
         if step == MATCHING_FROM:
             self._start_heads()
         stage = stage_at(STAGES, step)
-        packed, visual = random_batch(self.pool, self.packer, stage, [step, 11])
+        packed, visual, scenes = random_batch(self.pool, self.packer, stage, [step, 11])
         packed, visual = packed.to(self.device), visual.to(self.device)
         hide = np.random.default_rng([step, 17]).random() < stage.hidden
         with precision.autocast(self.device):
@@ -217,6 +225,8 @@ class BaseRun:
             loss = answer_loss(logits, packed)
             if step >= MATCHING_FROM:
                 loss = loss + self.questions.loss(packed, hidden, logits)
+            if step >= CELLS_FROM:
+                loss = loss + self.cells.loss(packed, scenes)
         update(self.optimizer, self.vlm, loss, learning_rate(step))
         right = (logits.argmax(-1) == packed.target).float()
         nouns = torch.isin(packed.target, self.nouns)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,16 +35,21 @@ class Stage:
     descriptions: int = 1
 
 
-def random_batch(
-    pool: FeaturePool, packer: Packer, stage: Stage, seed: list[int]
-) -> tuple[Packed, torch.Tensor]:
-    """A packed batch and its visual tokens [B, V, tower hidden] before projection."""
+class Batch(NamedTuple):
+    """visual: [B, V, tower hidden], before projection. scenes: [B], that are shown."""
+
+    packed: Packed
+    visual: torch.Tensor
+    scenes: list[Scene]
+
+
+def random_batch(pool: FeaturePool, packer: Packer, stage: Stage, seed: list[int]) -> Batch:
     rng = np.random.default_rng(seed)
     picks = rng.choice(pool.with_at_most(stage.objects), size=stage.batch)
     count = int(rng.integers(stage.visual[0], stage.visual[1] + 1))
     kept = [random_visual_tokens(pool.scenes[pick], rng, count) for pick in picks]
     asked = [turns(pool.scenes[pick], rng, stage.questions, stage.descriptions) for pick in picks]
-    return packer.pack(asked, kept), pool.visual(picks, kept)
+    return Batch(packer.pack(asked, kept), pool.visual(picks, kept), [pool.scenes[pick] for pick in picks])
 
 
 def random_visual_tokens(scene: Scene, rng: np.random.Generator, count: int) -> np.ndarray:

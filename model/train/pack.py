@@ -41,13 +41,17 @@ class Packed:
         """bool [A]: the first token of each answer."""
         return torch.diff(self.turn, prepend=self.turn[:1] - 1) != 0
 
+    def says(self, tokens: torch.Tensor) -> torch.Tensor:
+        """bool [B * N]: where the text is one of `tokens`, of neighbours the last."""
+        says = torch.isin(self.ids, tokens).flatten()
+        says[:-1] &= ~says[1:]
+        return says
+
     def named(self, tokens: torch.Tensor) -> torch.Tensor:
-        """bool [B * N]: where a question says one of `tokens`, of neighbours the last."""
+        """bool [B * N]: as `says`, in questions alone."""
         answered = torch.zeros(self.ids.numel(), dtype=torch.bool, device=self.ids.device)
         answered[self.target_at + 1] = True
-        said = torch.isin(self.ids, tokens).flatten() & ~answered
-        said[:-1] &= ~said[1:]
-        return said
+        return self.says(tokens) & ~answered
 
     def asked(self, asked: torch.Tensor, told: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Pairs: where a question says one of `asked` (flat index, of neighbours the last), and which of A is

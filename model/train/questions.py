@@ -14,21 +14,21 @@ first. So where it is to be repeated, it has to be known by the time that the vi
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from model.scenes.words import COLOR_NAMES, PLACES, SIZES
+from model.train.looks import Looks
 from model.train.matching import word_ids
 from model.train.pack import Packed
 
 EARLY_WEIGHT, FETCH_WEIGHT = 0.5, 0.5
 COPY_LAYER = 2
+LAST_HEAD = slice(-1, None)
 
 
 def asked_and_told(tokenizer: PreTrainedTokenizerFast) -> tuple[tuple[Tensor, Tensor], ...]:
@@ -47,17 +47,19 @@ class Questions:
     """drop_layer: F, where what comes before a told word is to have looked at the word named."""
 
     def __init__(
-        self, vlm: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, drop_layer: int
+        self,
+        vlm: LlavaForConditionalGeneration,
+        tokenizer: PreTrainedTokenizerFast,
+        looks: Looks,
+        drop_layer: int,
     ) -> None:
-        self.vlm, self.drop_layer = vlm, drop_layer
+        self.vlm, self.looks, self.drop_layer = vlm, looks, drop_layer
         self.pairs = [[ids.to(vlm.device) for ids in pair] for pair in asked_and_told(tokenizer)]
-        self._inputs: dict[int, Tensor] = {}
-        for number in (COPY_LAYER, drop_layer):
-            keep = functools.partial(self._keep, number)
-            vlm.model.language_model.layers[number - 1].register_forward_hook(keep)
 
-    def _keep(self, number: int, _layer: nn.Module, _inputs: object, states: Tensor) -> None:
-        self._inputs[number] = states
+    @staticmethod
+    def layers(drop_layer: int) -> tuple[int, ...]:
+        """Whose inputs it needs."""
+        return COPY_LAYER, drop_layer
 
     def loss(self, packed: Packed, hidden: Tensor, logits: Tensor) -> Tensor:
         """hidden [B * N, hidden], logits [A, V]: of the forward pass that was made last."""
@@ -70,7 +72,7 @@ class Questions:
         nouns = self.pairs[0][0]
         repeated = torch.isin(packed.target[answer], nouns) & torch.isin(packed.ids.flatten()[said], nouns)
         named, told, last = said[~repeated], packed.target[answer], packed.target_at[answer]
-        before = self.vlm.model.language_model.norm(self._inputs[self.drop_layer]).flatten(0, 1)
+        before = self.vlm.model.language_model.norm(self.looks.entering[self.drop_layer]).flatten(0, 1)
         for states in (hidden, before):
             total = total + EARLY_WEIGHT * self._names(states[named], told[~repeated])
         total = total + FETCH_WEIGHT * self._fetch(self.drop_layer, packed, said, last)
@@ -84,16 +86,5 @@ class Questions:
 
     def _fetch(self, number: int, packed: Packed, said: Tensor, last: Tensor) -> Tensor:
         """From how well the last head of a layer looks from before each told word at the word named."""
-        states, layer = self._inputs[number], self.vlm.model.language_model.layers[number]
-        attention, length = layer.self_attn, states.shape[1]
-        normed = layer.input_layernorm(states)
-        rotary = self.vlm.model.language_model.rotary_emb(normed, position_ids=packed.positions)
-        size = attention.head_dim
-        asks, keys = (
-            projection(normed)[:, None, :, -size:].float()
-            for projection in (attention.q_proj, attention.k_proj)
-        )
-        asks, keys = (states[:, 0] for states in apply_rotary_pos_emb(asks, keys, *rotary))
-        row = last // length
-        scores = (asks.flatten(0, 1)[last][:, None] @ keys[row].mT)[:, 0] * attention.scaling
-        return F.cross_entropy(scores + packed.mask[row, 0, last % length], said % length)
+        scores = self.looks.scores(number, LAST_HEAD, packed, last)[:, 0]
+        return F.cross_entropy(scores, said % packed.ids.shape[1])

@@ -72,7 +72,7 @@ class TwigRun:
         run_steps("twig", self.checkpoint, self.checkpoint.load(), self.steps, self._step)
 
     def _step(self, step: int) -> dict[str, float]:
-        packed, visual = random_batch(self.pool, self.packer, stage_at(self.stages, step), [step, 13])
+        packed, visual, _ = random_batch(self.pool, self.packer, stage_at(self.stages, step), [step, 13])
         packed, visual = packed.to(self.vlm.device), visual.to(self.vlm.device)
         share = float(np.random.default_rng([step, 19]).choice(SHARES))
         with precision.autocast(self.vlm.device):

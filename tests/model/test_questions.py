@@ -11,6 +11,7 @@ from model.scenes.language import Turn
 from model.train.base import new_base
 from model.train.batches import IMAGE_TOKENS
 from model.train.forward import forward_packed
+from model.train.looks import Looks
 from model.train.pack import Packed, Packer
 from model.train.questions import COPY_LAYER, Questions
 from model.train.tokenizer import make_tokenizer
@@ -50,7 +51,8 @@ def lesson(
 def test_a_repeated_noun_is_looked_at_early(tokenizer: PreTrainedTokenizerFast) -> None:
     """At the drop layer alone it was known to a third (docs/log.md)."""
     vlm = decoder(tokenizer)
-    questions, (packed, visual) = Questions(vlm, tokenizer, DROP), asked(tokenizer, REPEATS)
+    looks = Looks(vlm, Questions.layers(DROP))
+    questions, (packed, visual) = Questions(vlm, tokenizer, looks, DROP), asked(tokenizer, REPEATS)
     dog = int(packed.named(questions.pairs[0][0]).nonzero())
     before = packed.target_at[packed.target == packed.ids.flatten()[dog]]
     layer = vlm.model.language_model.layers[COPY_LAYER]
@@ -59,11 +61,11 @@ def test_a_repeated_noun_is_looked_at_early(tokenizer: PreTrainedTokenizerFast) 
         optimizer.zero_grad()
         lesson(vlm, questions, packed, visual).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    looks: list[torch.Tensor] = []
+    seen: list[torch.Tensor] = []
     vlm.set_attn_implementation("eager")
-    layer.self_attn.register_forward_hook(lambda _m, _i, out: looks.append(out[1]))
+    layer.self_attn.register_forward_hook(lambda _m, _i, out: seen.append(out[1]))
     with torch.no_grad():
         forward_packed(vlm, packed, visual, DROP)
     assert len(before) == 1
-    assert looks[0][0, -1, before[0], dog] > 0.9
-    assert looks[0][0, 0, before[0], dog] < 0.5
+    assert seen[0][0, -1, before[0], dog] > 0.9
+    assert seen[0][0, 0, before[0], dog] < 0.5

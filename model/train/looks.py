@@ -1,0 +1,50 @@
+"""What enters chosen layers while they run over a packed batch, and where heads of theirs look."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from transformers import LlavaForConditionalGeneration
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from model.train.pack import Packed
+
+
+class Looks:
+    """Of the forward pass that was made last. layers: whose inputs are kept."""
+
+    def __init__(self, vlm: LlavaForConditionalGeneration, layers: Iterable[int]) -> None:
+        self.text = vlm.model.language_model
+        self.entering: dict[int, Tensor] = {}  # [B, N, hidden]; of text alone behind the drop layer
+        for number in set(layers):
+            self.text.layers[number - 1].register_forward_hook(functools.partial(self._keep, number))
+
+    def _keep(self, number: int, _layer: nn.Module, _inputs: object, states: Tensor) -> None:
+        self.entering[number] = states
+
+    def scores(self, number: int, heads: slice, packed: Packed, at: Tensor) -> Tensor:
+        """[n, heads, N]: before the softmax, from the places `at` [n] (flat indices into [B * N])."""
+        layer, states = self.text.layers[number], self.entering[number]
+        attention, length = layer.self_attn, states.shape[1]
+        normed = layer.input_layernorm(states)
+        rotary = self.text.rotary_emb(normed, position_ids=packed.positions)
+        asks, keys = (
+            projection(normed).unflatten(-1, (-1, attention.head_dim))[:, :, heads].transpose(1, 2).float()
+            for projection in (attention.q_proj, attention.k_proj)
+        )  # [B, heads, N, head_dim]
+        asks, keys = apply_rotary_pos_emb(asks, keys, *rotary)
+        row = at // length
+        looks: Tensor = (asks.transpose(1, 2).flatten(0, 1)[at][:, :, None] @ keys[row].mT)[:, :, 0]
+        return looks * attention.scaling + packed.mask[row, 0, at % length][:, None]
+
+
+def behind_drop(packed: Packed, states: Tensor, at: Tensor) -> Tensor:
+    """[n, hidden]: of `states`, which may be of text alone, those of text at the flat indices `at` [n]."""
+    length, count = packed.ids.shape[1], packed.visual_at.shape[1]
+    row, column = at // length, at % length
+    if states.shape[1] < length:
+        column = torch.where(column < packed.visual_at[0, 0], column, column - count)
+    return states[row, column]
