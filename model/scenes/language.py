@@ -125,14 +125,20 @@ def ask_exists(scene: Scene, rng: np.random.Generator) -> Turn:
 def ask_count(scene: Scene, rng: np.random.Generator) -> Turn:
     if rng.random() < 0.2:
         return Turn("count", "How many objects are there?", f"{_counted(len(scene.objects), 'object')}.")
-    noun = _pick(scene, rng, 0.8)
+    return _count(scene, _pick(scene, rng, 0.8), rng)
+
+
+def _count(scene: Scene, noun: str, rng: np.random.Generator) -> Turn:
     answer = f"{_counted(len(_places(scene, noun)), noun)}."
     prompt = str(rng.choice(("How many {} are there?", "How many {} do you see?"))).format(plural(noun))
     return Turn("count", prompt, answer)
 
 
 def ask_where(scene: Scene, rng: np.random.Generator) -> Turn:
-    noun = _pick(scene, rng, 0.9)
+    return _where(scene, _pick(scene, rng, 0.9), rng)
+
+
+def _where(scene: Scene, noun: str, rng: np.random.Generator) -> Turn:
     places = _places(scene, noun)
     if not places:
         return Turn("where", f"Where is the {noun}?", f"There is no {noun}.")
@@ -174,6 +180,15 @@ def ask_color(scene: Scene, rng: np.random.Generator) -> Turn:
 QUESTIONS: tuple[Callable[[Scene, np.random.Generator], Turn], ...] = (
     ask_exists, ask_count, ask_where, ask_what, ask_background, ask_size, ask_color,
 )  # fmt: skip
+
+
+def ask_each(scene: Scene, rng: np.random.Generator) -> list[Turn]:
+    """How many there are of each noun and of one that is not there, and where those are of which there are
+    several.
+    """
+    counts = Counter(thing.noun for thing in scene.objects)
+    asked = [_count(scene, noun, rng) for noun in (*counts, _pick(scene, rng, 0.0))]
+    return asked + [_where(scene, noun, rng) for noun, count in counts.items() if count > 1]
 
 
 def turns(scene: Scene, rng: np.random.Generator, questions: int, descriptions: int = 1) -> list[Turn]:

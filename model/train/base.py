@@ -59,10 +59,10 @@ def _reading_early(
     )
 
 
-def _in_turns(rate: float, warmup_steps: int, *, times: int) -> Phase[Stage]:
+def _in_turns(rate: float, warmup_steps: int, *, times: int, each: bool = False) -> Phase[Stage]:
     """Few visual tokens of many scenes and all of few, ten steps each."""
-    few = Stage((40, 160), 6, 8, 16, 10, 0.7, descriptions=2)
-    whole = Stage((IMAGE_TOKENS, IMAGE_TOKENS), 6, 8, 6, 10, 0.5, descriptions=2)
+    few = Stage((40, 160), 6, 8, 16, 10, 0.7, descriptions=2, each=each)
+    whole = Stage((IMAGE_TOKENS, IMAGE_TOKENS), 6, 8, 6, 10, 0.5, descriptions=2, each=each)
     return Phase(rate, warmup_steps, (few, whole) * times)
 
 
@@ -93,11 +93,12 @@ PHASES = (
     _reading_early(4e-4, 40, questions=6, hidden=0.6, steps=(250, 150, 250), descriptions=3),
     # Both at once, and nouns that are copied early.
     _in_turns(8e-4, 60, times=90),
-    # The same, with heads that tell several objects of a noun apart.
+    # The same, with heads that tell several objects of a noun apart; then with questions of every noun.
     _in_turns(7e-4, 40, times=95),
+    _in_turns(7e-4, 40, times=68, each=True),
 )
 MATCHING_FROM = sum(phase.steps for phase in PHASES[:3])
-CELLS_FROM = sum(phase.steps for phase in PHASES[:-1])
+CELLS_FROM = sum(phase.steps for phase in PHASES[:-2])
 STAGES = tuple(stage for phase in PHASES for stage in phase.stages)
 ALIGN_STEPS, ALIGN_RATE = 600, 2e-3
 # 1/sqrt(hidden), and 4 times that for words, so that they are not drowned by what the layers add.

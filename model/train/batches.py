@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from model.scenes.compose import GRID, Scene, object_patches
-from model.scenes.language import turns
+from model.scenes.language import ask_each, turns
 from model.train.features import FeaturePool
 from model.train.pack import Packed, Packer
 
@@ -23,7 +23,8 @@ class Stage:
     visual: visual tokens a scene (least, most), half of them of objects unless all are shown.
     objects: the most objects a scene; one first, since retrieving what a patch shows is learned from
     scenes where there is little else to retrieve. descriptions, questions: turns a scene. hidden: share of
-    the steps in which the layers after the drop layer see text alone, as they will under pruning.
+    the steps in which the layers after the drop layer see text alone, as they will under pruning. each: the
+    questions of every noun besides, how many and where.
     """
 
     visual: tuple[int, int]
@@ -33,6 +34,7 @@ class Stage:
     steps: int
     hidden: float = 0.0
     descriptions: int = 1
+    each: bool = False
 
 
 class Batch(NamedTuple):
@@ -48,8 +50,11 @@ def random_batch(pool: FeaturePool, packer: Packer, stage: Stage, seed: list[int
     picks = rng.choice(pool.with_at_most(stage.objects), size=stage.batch)
     count = int(rng.integers(stage.visual[0], stage.visual[1] + 1))
     kept = [random_visual_tokens(pool.scenes[pick], rng, count) for pick in picks]
-    asked = [turns(pool.scenes[pick], rng, stage.questions, stage.descriptions) for pick in picks]
-    return Batch(packer.pack(asked, kept), pool.visual(picks, kept), [pool.scenes[pick] for pick in picks])
+    scenes = [pool.scenes[pick] for pick in picks]
+    asked = [turns(scene, rng, stage.questions, stage.descriptions) for scene in scenes]
+    if stage.each:
+        asked = [some + ask_each(scene, rng) for some, scene in zip(asked, scenes, strict=True)]
+    return Batch(packer.pack(asked, kept), pool.visual(picks, kept), scenes)
 
 
 def random_visual_tokens(scene: Scene, rng: np.random.Generator, count: int) -> np.ndarray:

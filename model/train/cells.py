@@ -26,7 +26,7 @@ from model.train.questions import asked_and_told
 
 CELL_LAYERS = (3, 4, 5)
 HEADS_EACH = len(PLACES) // len(CELL_LAYERS)  # the first ones of each layer
-LOOK_WEIGHT, TOLD_WEIGHT = 0.5, 0.5
+LOOK_WEIGHT, TOLD_WEIGHT = 2.0, 1.0
 # Of the logits that a place is taken: along its direction, and below what it is not.
 LOUD, QUIET = 2.0, 3.0
 

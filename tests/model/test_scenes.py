@@ -27,6 +27,7 @@ from model.scenes.language import (
     QUESTIONS,
     arranged,
     ask_color,
+    ask_each,
     describe,
     in_a_sentence,
     listed,
@@ -164,6 +165,16 @@ def test_every_kind_of_question_is_asked(seed: int) -> None:
     assert asked[0].task == "describe"
     assert all(turn.prompt.endswith(("?", ".")) and turn.answer.endswith(".") for turn in asked)
     assert {"exists", "count", "where", "background"} <= {turn.task for turn in asked}
+
+
+def test_each_noun_is_asked_for_and_one_that_is_not_there() -> None:
+    scene = a_scene(("bee", "small", "top"), ("fox", "large", "left"), ("bee", "large", "bottom"))
+    asked = {turn.prompt.split(" are ")[0].split(" do ")[0]: turn.answer for turn in ask_each(scene, rng(3))}
+    absent = next(answer for answer in asked.values() if answer.startswith("No "))
+    assert sorted(asked.values()) == sorted(
+        ["Two bees.", "One fox.", "At the top and at the bottom.", absent]
+    )
+    assert absent not in ("No bees.", "No foxes.")
 
 
 def test_nouns_are_plenty_and_distinct() -> None:
