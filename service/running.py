@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from service.broker.base import Claim, Lease
 from service.protocol import (
@@ -18,6 +18,7 @@ from service.protocol import (
     Event,
     EventType,
     Message,
+    ModelCard,
     StartedData,
     TokenData,
 )
@@ -60,6 +61,20 @@ class EngineLoad:
     waiting: int
     batch_size: int
     kv_usage: float
+
+
+class EnginePort(Protocol):
+    """The engine in the service's own words, see `service.worker.Engine`."""
+
+    @property
+    def card(self) -> ModelCard: ...
+    def begin(self, job: RunningJob, images: Sequence[bytes | None]) -> None:
+        """Raises Refused where the engine will not have it."""
+
+    def advance(self) -> list[Progress]: ...
+    def abort(self, engine_id: str) -> None: ...
+    def has_work(self) -> bool: ...
+    def load(self) -> EngineLoad: ...
 
 
 @dataclass

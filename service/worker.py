@@ -88,7 +88,7 @@ def load_engine(settings: WorkerSettings) -> TwigEngine:
 
 
 class Engine:
-    """The engine as the loop sees it (`worker_loop.EnginePort`)."""
+    """The engine as the loop sees it (`running.EnginePort`)."""
 
     def __init__(self, engine: VlmEngine) -> None:
         self._engine = engine

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
 from contextlib import suppress
-from typing import Protocol
 
 from service.broker.base import Behind, BrokerUnavailable, Claim, Fenced, WorkerBroker
 from service.lease_keeper import LeaseKeeper, Pace
 from service.metrics import WorkerMetrics
-from service.protocol import CANCELLED, EXPIRED, DoneData, ErrorData, ModelCard, WorkerInfo
-from service.running import DraftCounts, EngineLoad, Progress, Refused, RunningJob
+from service.protocol import CANCELLED, EXPIRED, DoneData, ErrorData, WorkerInfo
+from service.running import DraftCounts, EnginePort, Progress, Refused, RunningJob
 from service.settings import WorkerSettings
 from service.throughput import Throughput
 from service.tracing import NO_TRACING, JobTracing
@@ -26,20 +24,6 @@ log = logging.getLogger("twigserve.worker")
 
 _WAIT_SLICE_S = 1.0  # how late an idle worker notices SIGTERM
 _BACKOFF_FIRST_S = 0.05
-
-
-class EnginePort(Protocol):
-    """The engine in the service's own words, see `service.worker.Engine`."""
-
-    @property
-    def card(self) -> ModelCard: ...
-    def begin(self, job: RunningJob, images: Sequence[bytes | None]) -> None:
-        """Raises Refused where the engine will not have it."""
-
-    def advance(self) -> list[Progress]: ...
-    def abort(self, engine_id: str) -> None: ...
-    def has_work(self) -> bool: ...
-    def load(self) -> EngineLoad: ...
 
 
 class Worker:

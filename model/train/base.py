@@ -171,8 +171,8 @@ class BaseRun:
         self.packer = Packer(tokenizer, IMAGE_TOKENS)
         self.nouns = word_ids(tokenizer)[0].to(device)
         looks = Looks(self.vlm, (*Questions.layers(DROP_LAYER), *Cells.layers(DROP_LAYER)))
-        self.questions = Questions(self.vlm, tokenizer, looks, DROP_LAYER)
-        self.cells = Cells(self.vlm, tokenizer, looks, DROP_LAYER)
+        self.questions = Questions(looks, tokenizer, DROP_LAYER)
+        self.cells = Cells(looks, tokenizer, DROP_LAYER)
         trained = [p for p in self.vlm.parameters() if p.requires_grad]
         matrices, vectors = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
         groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from model.scenes.compose import Scene, patches_of
 from model.scenes.words import NOUNS, PLACES
@@ -34,20 +34,14 @@ LOUD, QUIET = 2.0, 3.0
 class Cells:
     """drop_layer: F, before and behind which the places are asked for."""
 
-    def __init__(
-        self,
-        vlm: LlavaForConditionalGeneration,
-        tokenizer: PreTrainedTokenizerFast,
-        looks: Looks,
-        drop_layer: int,
-    ) -> None:
-        self.vlm, self.looks, self.drop_layer = vlm, looks, drop_layer
+    def __init__(self, looks: Looks, tokenizer: PreTrainedTokenizerFast, drop_layer: int) -> None:
+        self.looks, self.vlm, self.drop_layer = looks, looks.vlm, drop_layer
         ids = word_ids(tokenizer)
         self.noun_of = {int(token): NOUNS[n] for row in ids for n, token in enumerate(row)}
-        self.nouns, self.told = (part.to(vlm.device) for part in asked_and_told(tokenizer)[0])
-        hidden = vlm.config.text_config.hidden_size
+        self.nouns, self.told = (part.to(looks.vlm.device) for part in asked_and_told(tokenizer)[0])
+        hidden = looks.vlm.config.text_config.hidden_size
         directions = torch.randn(len(PLACES), hidden, generator=torch.Generator().manual_seed(6))
-        self.directions = F.normalize(directions, dim=-1).to(vlm.device)
+        self.directions = F.normalize(directions, dim=-1).to(looks.vlm.device)
 
     @staticmethod
     def layers(drop_layer: int) -> tuple[int, ...]:

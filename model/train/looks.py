@@ -17,7 +17,7 @@ class Looks:
     """Of the forward pass that was made last. layers: whose inputs are kept."""
 
     def __init__(self, vlm: LlavaForConditionalGeneration, layers: Iterable[int]) -> None:
-        self.text = vlm.model.language_model
+        self.vlm, self.text = vlm, vlm.model.language_model
         self.entering: dict[int, Tensor] = {}  # [B, N, hidden]; of text alone behind the drop layer
         for number in set(layers):
             self.text.layers[number - 1].register_forward_hook(functools.partial(self._keep, number))

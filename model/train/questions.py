@@ -19,7 +19,7 @@ from collections.abc import Iterable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from model.scenes.words import COLOR_NAMES, PLACES, SIZES
 from model.train.looks import Looks
@@ -46,15 +46,9 @@ def asked_and_told(tokenizer: PreTrainedTokenizerFast) -> tuple[tuple[Tensor, Te
 class Questions:
     """drop_layer: F, where what comes before a told word is to have looked at the word named."""
 
-    def __init__(
-        self,
-        vlm: LlavaForConditionalGeneration,
-        tokenizer: PreTrainedTokenizerFast,
-        looks: Looks,
-        drop_layer: int,
-    ) -> None:
-        self.vlm, self.looks, self.drop_layer = vlm, looks, drop_layer
-        self.pairs = [[ids.to(vlm.device) for ids in pair] for pair in asked_and_told(tokenizer)]
+    def __init__(self, looks: Looks, tokenizer: PreTrainedTokenizerFast, drop_layer: int) -> None:
+        self.looks, self.vlm, self.drop_layer = looks, looks.vlm, drop_layer
+        self.pairs = [[ids.to(looks.vlm.device) for ids in pair] for pair in asked_and_told(tokenizer)]
 
     @staticmethod
     def layers(drop_layer: int) -> tuple[int, ...]:

@@ -60,15 +60,24 @@ class RedisWorkerBroker:
             return cast("list[bytes | None]", self._client.mget([self._keys.blob(sha) for sha in sha256s]))
 
     def publish(self, lease: Lease, events: Sequence[Event]) -> bool:
-        return _or_raise(self._write([(lease, "", events)])[0])
+        return _or_raise(self.write([(lease, events)])[0])
 
     def finish(self, lease: Lease, events: Sequence[Event]) -> None:
         if not events or not events[-1].terminal:
             raise ValueError("the last event of a job must be terminal")
-        _or_raise(self._write([(lease, events[-1].type, events)])[0])
+        _or_raise(self.write([(lease, events)])[0])
 
     def write(self, parcels: Sequence[Parcel]) -> list[bool | Fenced | Behind]:
-        return self._write([(lease, _final(events), events) for lease, events in parcels])
+        calls: list[Sequence[str | bytes | int]] = []
+        for lease, events in parcels:
+            first = events[0].seq if events else 1
+            if [event.seq for event in events] != list(range(first, first + len(events))):
+                raise ValueError("events must be numbered without a gap")
+            final = events[-1].type if events and events[-1].terminal else ""
+            encoded = [event.encode() for event in events]
+            calls.append((lease.job_id, lease.attempt, lease.run, final, first, *encoded))
+        replies = self._run_each("write", calls)
+        return [_told(lease, *reply) for (lease, _), reply in zip(parcels, replies, strict=True)]
 
     def renew(self, leases: Sequence[Lease]) -> tuple[list[Lease], list[Lease]]:
         if not leases:
@@ -140,18 +149,6 @@ class RedisWorkerBroker:
             pipe.evalsha(sha, 1, self._keys.jobs, *self._header, *args)
         return pipe.execute(raise_on_error=False)
 
-    def _write(self, parcels: Sequence[tuple[Lease, str, Sequence[Event]]]) -> list[bool | Fenced | Behind]:
-        """Of each: its lease, the state that it ends in ('' if it goes on), its events."""
-        calls: list[Sequence[str | bytes | int]] = []
-        for lease, final, events in parcels:
-            first = events[0].seq if events else 1
-            if [event.seq for event in events] != list(range(first, first + len(events))):
-                raise ValueError("events must be numbered without a gap")
-            encoded = [event.encode() for event in events]
-            calls.append((lease.job_id, lease.attempt, lease.run, final, first, *encoded))
-        replies = self._run_each("write", calls)
-        return [_told(parcel[0], *reply) for parcel, reply in zip(parcels, replies, strict=True)]
-
     def _open(self, row: Sequence[Any], run: str) -> Claim | None:
         """Row: see claim.lua. An unreadable job ends here."""
         lease = Lease(row[0].decode(), row[2], row[3].decode(), run)
@@ -182,10 +179,6 @@ def _delivered(entries: Sequence[Any], last_seq: int) -> tuple[int, ...]:
     return tuple(
         token for event in events if event.type == "token" for token in event.data.get("token_ids", ())
     )
-
-
-def _final(events: Sequence[Event]) -> str:
-    return events[-1].type if events and events[-1].terminal else ""
 
 
 def _told(lease: Lease, answer: int, have: int = 0) -> bool | Fenced | Behind:

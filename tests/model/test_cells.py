@@ -48,7 +48,7 @@ def test_each_place_looks_at_its_own_object_or_at_nothing(tokenizer: PreTrainedT
     torch.manual_seed(0)
     vlm = new_base(tokenizer)
     del vlm.model.language_model.layers[DROP + 1 :]
-    cells = Cells(vlm, tokenizer, Looks(vlm, Cells.layers(DROP)), DROP)
+    cells = Cells(Looks(vlm, Cells.layers(DROP)), tokenizer, DROP)
     packed, visual = lesson(tokenizer)
     (said,) = torch.nonzero(packed.says(cells.nouns))
     taken, wanted = cells._truth(packed, [SCENE], said)

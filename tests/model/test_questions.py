@@ -52,7 +52,7 @@ def test_a_repeated_noun_is_looked_at_early(tokenizer: PreTrainedTokenizerFast) 
     """At the drop layer alone it was known to a third (docs/log.md)."""
     vlm = decoder(tokenizer)
     looks = Looks(vlm, Questions.layers(DROP))
-    questions, (packed, visual) = Questions(vlm, tokenizer, looks, DROP), asked(tokenizer, REPEATS)
+    questions, (packed, visual) = Questions(looks, tokenizer, DROP), asked(tokenizer, REPEATS)
     dog = int(packed.named(questions.pairs[0][0]).nonzero())
     before = packed.target_at[packed.target == packed.ids.flatten()[dog]]
     layer = vlm.model.language_model.layers[COPY_LAYER]
