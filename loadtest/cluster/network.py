@@ -66,21 +66,19 @@ class Network:
         for host, address in self.addresses.items():
             self._ip("netns", "add", self._space(host))
             self._in(host, "link", "set", "lo", "up")
-            self._plug(host)
+            self._plug(host, "eth0", self._space(host))
             self._in(host, "addr", "add", f"{address}/24", "dev", "eth0")
             self._in(host, "link", "set", "eth0", "up")
-        self._plug("")
+        self._plug("machine", self._tag, str(os.getpid()))
         self._ip("addr", "add", f"{HERE}/24", "dev", self._tag)
         self._ip("link", "set", self._tag, "up")
 
-    def _plug(self, host: str) -> None:
-        """'' is the machine itself."""
+    def _plug(self, host: str, device: str, netns: str) -> None:
+        """A cable, made where both its ends stay: one on its way through the machine's own network would be
+        left there by whoever stops this in between."""
         port = self._port(host)
-        self._ip("link", "add", port, "type", "veth", "peer", "name", self._tag)
-        self._ip("link", "set", port, "netns", self._space("switch"))
+        self._in("switch", "link", "add", port, "type", "veth", "peer", "name", device, "netns", netns)
         self._in("switch", "link", "set", port, "master", "bridge", "up")
-        if host:
-            self._ip("link", "set", self._tag, "netns", self._space(host), "name", "eth0")
 
     def _remove(self) -> None:
         """Deleting the bridge's namespace takes every cable with it."""
@@ -90,8 +88,9 @@ class Network:
     def _space(self, host: str) -> str:
         return f"{self._tag}-{host}"
 
-    def _port(self, host: str) -> str:
-        return f"to-{host or 'machine'}"
+    @staticmethod
+    def _port(host: str) -> str:
+        return f"to-{host}"
 
     def _in(self, host: str, *words: str) -> None:
         self._ip("-n", self._space(host), *words)
