@@ -86,7 +86,7 @@ DESCRIPTIONS: dict[str, Callable[[Scene], str]] = {
     "What do you see?": in_a_sentence, "Describe the image in one sentence.": in_a_sentence,
     "How are the objects arranged?": arranged,
 }  # fmt: skip
-_USUAL = 0.5  # the share of the usual prompt among them
+_USUAL = 0.3  # the share of the usual prompt among them
 
 
 def ask_describe(scene: Scene, rng: np.random.Generator) -> Turn:

@@ -8,7 +8,7 @@ ending with all of them; then with the visual tokens hidden from layer `DROP_LAY
 the model learns to have read the picture by then. At last a head of the first layer is made to match words
 and patches (`matching`) and to carry what stands there (`carrying`), one behind the drop layer to carry it on
 (`fetching`), and then questions are taught (`questions`), in the end of nouns that are there more than once
-(`cells`).
+(`cells`), beside descriptions of every kind (`naming`).
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from model.train.forward import forward_packed
 from model.train.looks import Looks
 from model.train.loop import Checkpoint, Phase, cosine_rate, phase_at, run_steps, stage_at, update
 from model.train.matching import word_ids
+from model.train.naming import Naming
 from model.train.pack import Packed, Packer
 from model.train.questions import Questions
 from model.train.tower import TOWER_CONFIG
@@ -59,10 +60,12 @@ def _reading_early(
     )
 
 
-def _in_turns(rate: float, warmup_steps: int, *, times: int, each: bool = False) -> Phase[Stage]:
+def _in_turns(
+    rate: float, warmup_steps: int, *, times: int, questions: int, descriptions: int, each: bool = False
+) -> Phase[Stage]:
     """Few visual tokens of many scenes and all of few, ten steps each."""
-    few = Stage((40, 160), 6, 8, 16, 10, 0.7, descriptions=2, each=each)
-    whole = Stage((IMAGE_TOKENS, IMAGE_TOKENS), 6, 8, 6, 10, 0.5, descriptions=2, each=each)
+    few = Stage((40, 160), 6, questions, 16, 10, 0.7, descriptions, each)
+    whole = Stage((IMAGE_TOKENS, IMAGE_TOKENS), 6, questions, 6, 10, 0.5, descriptions, each)
     return Phase(rate, warmup_steps, (few, whole) * times)
 
 
@@ -92,13 +95,13 @@ PHASES = (
     # Descriptions, which had been one turn in eleven meanwhile.
     _reading_early(4e-4, 40, questions=6, hidden=0.6, steps=(250, 150, 250), descriptions=3),
     # Both at once, and nouns that are copied early.
-    _in_turns(8e-4, 60, times=90),
-    # The same, with heads that tell several objects of a noun apart; then with questions of every noun.
-    _in_turns(7e-4, 40, times=95),
-    _in_turns(7e-4, 40, times=68, each=True),
+    _in_turns(8e-4, 60, times=90, questions=8, descriptions=2),
+    # With heads that tell several objects of a noun apart and one that finds what to name next.
+    _in_turns(7e-4, 40, times=95, questions=8, descriptions=2, each=True),
+    _in_turns(7e-4, 40, times=105, questions=6, descriptions=3, each=True),
 )
 MATCHING_FROM = sum(phase.steps for phase in PHASES[:3])
-CELLS_FROM = sum(phase.steps for phase in PHASES[:-2])
+LOOKS_FROM = sum(phase.steps for phase in PHASES[:-2])
 STAGES = tuple(stage for phase in PHASES for stage in phase.stages)
 ALIGN_STEPS, ALIGN_RATE = 600, 2e-3
 # 1/sqrt(hidden), and 4 times that for words, so that they are not drowned by what the layers add.
@@ -170,9 +173,9 @@ class BaseRun:
         self.vlm.model.vision_tower.requires_grad_(False)
         self.packer = Packer(tokenizer, IMAGE_TOKENS)
         self.nouns = word_ids(tokenizer)[0].to(device)
-        looks = Looks(self.vlm, (*Questions.layers(DROP_LAYER), *Cells.layers(DROP_LAYER)))
-        self.questions = Questions(looks, tokenizer, DROP_LAYER)
-        self.cells = Cells(looks, tokenizer, DROP_LAYER)
+        lessons = (Questions, Cells, Naming)
+        looks = Looks(self.vlm, [layer for lesson in lessons for layer in lesson.layers(DROP_LAYER)])
+        self.questions, self.cells, self.naming = (lesson(looks, tokenizer, DROP_LAYER) for lesson in lessons)
         trained = [p for p in self.vlm.parameters() if p.requires_grad]
         matrices, vectors = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
         groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
@@ -226,8 +229,8 @@ class BaseRun:
             loss = answer_loss(logits, packed)
             if step >= MATCHING_FROM:
                 loss = loss + self.questions.loss(packed, hidden, logits)
-            if step >= CELLS_FROM:
-                loss = loss + self.cells.loss(packed, scenes)
+            if step >= LOOKS_FROM:
+                loss = loss + self.cells.loss(packed, scenes) + self.naming.loss(packed, scenes)
         update(self.optimizer, self.vlm, loss, learning_rate(step))
         right = (logits.argmax(-1) == packed.target).float()
         nouns = torch.isin(packed.target, self.nouns)

@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from model.scenes.compose import Scene, patches_of
-from model.scenes.words import NOUNS, PLACES
-from model.train.looks import Looks, behind_drop
-from model.train.matching import word_ids
+from model.scenes.compose import Scene
+from model.scenes.words import PLACES
+from model.train.looks import Looks, behind_drop, columns_showing
+from model.train.matching import noun_of_tokens
 from model.train.pack import Packed
 from model.train.questions import asked_and_told
 
@@ -36,8 +36,7 @@ class Cells:
 
     def __init__(self, looks: Looks, tokenizer: PreTrainedTokenizerFast, drop_layer: int) -> None:
         self.looks, self.vlm, self.drop_layer = looks, looks.vlm, drop_layer
-        ids = word_ids(tokenizer)
-        self.noun_of = {int(token): NOUNS[n] for row in ids for n, token in enumerate(row)}
+        self.noun_of = noun_of_tokens(tokenizer)
         self.nouns, self.told = (part.to(looks.vlm.device) for part in asked_and_told(tokenizer)[0])
         hidden = looks.vlm.config.text_config.hidden_size
         directions = torch.randn(len(PLACES), hidden, generator=torch.Generator().manual_seed(6))
@@ -68,13 +67,12 @@ class Cells:
         length, ids = packed.ids.shape[1], packed.ids.flatten()[said].tolist()
         taken = torch.zeros(len(said), len(PLACES))
         wanted = torch.zeros(len(said), len(PLACES), length, dtype=torch.bool)
-        columns, shown = packed.visual_at.cpu(), packed.visual_index.cpu().numpy()
         for n, (row, token) in enumerate(zip((said // length).tolist(), ids, strict=True)):
             for thing in scenes[row].objects:
                 if thing.noun == self.noun_of[token]:
                     place = PLACES.index(thing.place)
                     taken[n, place] = 1
-                    wanted[n, place, columns[row][torch.from_numpy(patches_of(thing)[shown[row]])]] = True
+                    wanted[n, place, columns_showing(packed, row, thing)] = True
         wanted[:, :, 0] = ~wanted.any(-1)
         return taken.to(said.device), wanted.to(said.device)
 

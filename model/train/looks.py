@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from model.scenes.compose import Object, patches_of
 from model.train.pack import Packed
 
 
@@ -48,3 +49,9 @@ def behind_drop(packed: Packed, states: Tensor, at: Tensor) -> Tensor:
     if states.shape[1] < length:
         column = torch.where(column < packed.visual_at[0, 0], column, column - count)
     return states[row, column]
+
+
+def columns_showing(packed: Packed, row: int, thing: Object) -> Tensor:
+    """Of one row: the columns of those visible patches which show an object of its scene."""
+    shown = torch.from_numpy(patches_of(thing))[packed.visual_index[row].cpu()]
+    return packed.visual_at[row].cpu()[shown]

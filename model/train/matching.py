@@ -56,6 +56,10 @@ def word_ids(tokenizer: PreTrainedTokenizerFast) -> Tensor:
     return torch.tensor(ids)
 
 
+def noun_of_tokens(tokenizer: PreTrainedTokenizerFast) -> dict[int, str]:
+    return {int(token): noun for form in word_ids(tokenizer) for token, noun in zip(form, NOUNS, strict=True)}
+
+
 def _normed(vlm: LlavaForConditionalGeneration, states: Tensor) -> Tensor:
     normed: Tensor = vlm.model.language_model.layers[0].input_layernorm(states)
     return normed.detach()

@@ -134,7 +134,7 @@ def test_base_and_twig_train_and_load_unmodified(
     monkeypatch.setattr(base_module, "ALIGN_STEPS", 1)
     stages = Stage((8, 16), 6, 1, 2, 2), Stage((8, 16), 6, 1, 2, 1, hidden=1.0, each=True)
     monkeypatch.setattr(base_module, "STAGES", stages)
-    monkeypatch.setattr(base_module, "CELLS_FROM", 2)
+    monkeypatch.setattr(base_module, "LOOKS_FROM", 2)
     monkeypatch.setattr(base_module, "PHASES", (base_module.Phase(1e-3, 1, stages),))
     monkeypatch.setattr(twig_module, "STAGES", (Stage((8, 16), 6, 1, 2, 2),))
     run = BaseRun(tmp_path, pool, tokenizer)

@@ -1,0 +1,79 @@
+"""The head that looks at what is named next: which patches it is led to see, and that it learns it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from model.scenes.compose import patches_of
+from model.scenes.language import Turn, describe, listed
+from model.train.base import new_base
+from model.train.batches import IMAGE_TOKENS
+from model.train.forward import forward_packed
+from model.train.looks import Looks
+from model.train.naming import LAST_HEAD, NAMING_LAYER, Naming
+from model.train.pack import Packed, Packer
+from model.train.tokenizer import make_tokenizer
+from model.train.tower import TOWER_CONFIG
+from tests.model.test_cells import SCENE
+
+DROP = NAMING_LAYER + 1  # of a decoder of few layers
+KEPT = torch.arange(0, IMAGE_TOKENS, 3).numpy()
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return make_tokenizer()
+
+
+def naming_of(tokenizer: PreTrainedTokenizerFast) -> Naming:
+    torch.manual_seed(0)
+    vlm = new_base(tokenizer)
+    del vlm.model.language_model.layers[DROP + 1 :]
+    return Naming(Looks(vlm, Naming.layers(DROP)), tokenizer, DROP)
+
+
+def packed_of(tokenizer: PreTrainedTokenizerFast, *turns: Turn) -> Packed:
+    return Packer(tokenizer, IMAGE_TOKENS).pack([list(turns)], [KEPT])
+
+
+def test_what_is_told_is_looked_at_and_what_was_asked_is_not(tokenizer: PreTrainedTokenizerFast) -> None:
+    naming = naming_of(tokenizer)
+    packed = packed_of(
+        tokenizer,
+        Turn("exists", "Is there a dog?", "Yes, there is a dog."),
+        Turn("describe", "List the objects.", listed(SCENE)),
+        Turn("exists", "Is there a cat?", "No, there is no cat."),
+    )
+    at, wanted = naming._truth(packed, [SCENE])
+    told = [naming.noun_of[token] for token in packed.ids.flatten()[at + 1].tolist()]
+    assert told == ["dog", "bee"]
+    for noun, columns in zip(told, wanted, strict=True):
+        shown = packed.visual_index[0][torch.isin(packed.visual_at[0], columns.nonzero().flatten())]
+        every = torch.stack([torch.from_numpy(patches_of(o)) for o in SCENE.objects if o.noun == noun]).any(0)
+        assert shown.tolist() == [i for i in KEPT.tolist() if every[i]]
+
+
+def test_nothing_told_is_no_lesson(tokenizer: PreTrainedTokenizerFast) -> None:
+    naming = naming_of(tokenizer)
+    packed = packed_of(tokenizer, Turn("background", "What is the background?", "Plain red."))
+    assert naming.loss(packed, [SCENE]) == 0
+
+
+def test_it_is_learned(tokenizer: PreTrainedTokenizerFast) -> None:
+    naming = naming_of(tokenizer)
+    packed = packed_of(tokenizer, Turn("describe", "Describe the image.", describe(SCENE)))
+    visual = torch.randn(1, len(KEPT), TOWER_CONFIG.hidden_size, generator=torch.Generator().manual_seed(1))
+    optimizer = torch.optim.Adam(naming.vlm.parameters(), 2e-3)
+    for _ in range(40):
+        optimizer.zero_grad()
+        forward_packed(naming.vlm, packed, visual, DROP)
+        naming.loss(packed, [SCENE]).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    forward_packed(naming.vlm, packed, visual, DROP)
+    at, wanted = naming._truth(packed, [SCENE])
+    looks = naming.looks.scores(NAMING_LAYER, LAST_HEAD, packed, at)[:, 0].softmax(-1)
+    assert ((looks * wanted).sum(-1) > 0.8).all()
+    before = naming.vlm.model.language_model.norm(naming.looks.entering[DROP]).flatten(0, 1)[at]
+    assert naming.vlm.lm_head(before).argmax(-1).tolist() == packed.ids.flatten()[at + 1].tolist()
