@@ -53,6 +53,9 @@ data/sprites.npy:    # the scene art: five open emoji sets, rendered
 
 data: data/sprites.npy
 
+# glibc: a step's large tensors stay in the heap; mapped anew each time, a step takes half as long again.
+train: export MALLOC_MMAP_MAX_ := 0
+train: export MALLOC_TRIM_THRESHOLD_ := 100000000000
 train: data          ## the embedded model from nothing: hours on two cores, resumable
 	$(BIN)/twigserve train base
 	$(BIN)/twigserve train twig
