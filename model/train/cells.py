@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from model.scenes.compose import Scene
 from model.scenes.words import PLACES
-from model.train.looks import Looks, behind_drop, columns_showing
+from model.train.looks import Looks, behind_drop, columns_showing, log_share
 from model.train.matching import noun_of_tokens
 from model.train.pack import Packed
 from model.train.questions import asked_and_told
@@ -67,19 +67,20 @@ class Cells:
         length, ids = packed.ids.shape[1], packed.ids.flatten()[said].tolist()
         taken = torch.zeros(len(said), len(PLACES))
         wanted = torch.zeros(len(said), len(PLACES), length, dtype=torch.bool)
+        shown = columns_showing(packed, scenes)
         for n, (row, token) in enumerate(zip((said // length).tolist(), ids, strict=True)):
-            for thing in scenes[row].objects:
+            for thing, columns in shown[row]:
                 if thing.noun == self.noun_of[token]:
                     place = PLACES.index(thing.place)
                     taken[n, place] = 1
-                    wanted[n, place, columns_showing(packed, row, thing)] = True
+                    wanted[n, place, columns] = True
         wanted[:, :, 0] = ~wanted.any(-1)
         return taken.to(said.device), wanted.to(said.device)
 
     def _look(self, packed: Packed, said: Tensor, wanted: Tensor) -> Tensor:
         heads = slice(0, HEADS_EACH)
         scores = torch.cat([self.looks.scores(number, heads, packed, said) for number in CELL_LAYERS], 1)
-        right = scores.log_softmax(-1).masked_fill(~wanted, -1e4).logsumexp(-1)
+        right = log_share(scores, wanted)
         nothing = wanted[:, :, 0]
         there = right[~nothing].mean() if not nothing.all() else 0.0
         return -(there + right[nothing].mean()) / 2

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from model.scenes.compose import Object, patches_of
+from model.scenes.compose import Object, Scene, patches_of
 from model.train.pack import Packed
+
+LAST_HEAD = slice(-1, None)
 
 
 class Looks:
@@ -51,7 +53,16 @@ def behind_drop(packed: Packed, states: Tensor, at: Tensor) -> Tensor:
     return states[row, column]
 
 
-def columns_showing(packed: Packed, row: int, thing: Object) -> Tensor:
-    """Of one row: the columns of those visible patches which show an object of its scene."""
-    shown = torch.from_numpy(patches_of(thing))[packed.visual_index[row].cpu()]
-    return packed.visual_at[row].cpu()[shown]
+def columns_showing(packed: Packed, scenes: Sequence[Scene]) -> list[list[tuple[Object, Tensor]]]:
+    """For each row the objects of its scene, each with the columns of the visible patches that show it."""
+    return [
+        [(thing, columns[torch.from_numpy(patches_of(thing))[shown]]) for thing in scene.objects]
+        for scene, columns, shown in zip(
+            scenes, packed.visual_at.cpu(), packed.visual_index.cpu(), strict=True
+        )
+    ]
+
+
+def log_share(scores: Tensor, wanted: Tensor) -> Tensor:
+    """scores, bool wanted [..., N] -> [...]: how much of the softmax falls on what is wanted."""
+    return scores.log_softmax(-1).masked_fill(~wanted, -1e4).logsumexp(-1)

@@ -16,13 +16,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from model.scenes.compose import Scene
-from model.train.looks import Looks, columns_showing
+from model.train.looks import LAST_HEAD, Looks, columns_showing, log_share
 from model.train.matching import noun_of_tokens
 from model.train.pack import Packed
+from model.train.questions import EARLY_WEIGHT
 
 NAMING_LAYER = 8
-LAST_HEAD = slice(-1, None)
-EARLY_WEIGHT = 0.5
 
 
 class Naming:
@@ -44,32 +43,29 @@ class Naming:
         if not len(at):
             return self.vlm.lm_head.weight.new_zeros(())
         scores = self.looks.scores(NAMING_LAYER, LAST_HEAD, packed, at)[:, 0]
-        right = scores.log_softmax(-1).masked_fill(~wanted, -1e4).logsumexp(-1)
         before = self.vlm.model.language_model.norm(self.looks.entering[self.drop_layer]).flatten(0, 1)
         told = packed.ids.flatten()[at + 1]
-        return EARLY_WEIGHT * F.cross_entropy(self.vlm.lm_head(before[at]).float(), told) - right.mean()
+        return (
+            EARLY_WEIGHT * F.cross_entropy(self.vlm.lm_head(before[at]).float(), told)
+            - log_share(scores, wanted).mean()
+        )
 
     def _truth(self, packed: Packed, scenes: Sequence[Scene]) -> tuple[Tensor, Tensor]:
         """Flat indices [n] of what comes before a noun that the question does not name and the picture shows,
         and bool [n, N] the columns that show it."""
-        length = packed.ids.shape[1]
-        asked = self._asked(packed)
-        places, wanted = [], []
-        for answer in torch.isin(packed.target, self.nouns).nonzero().flatten().tolist():
-            noun, at = self.noun_of[int(packed.target[answer])], int(packed.target_at[answer])
-            if (int(packed.turn[answer]), noun) in asked:
-                continue
-            row = at // length
-            columns = torch.zeros(length, dtype=torch.bool)
-            for thing in scenes[row].objects:
-                if thing.noun == noun:
-                    columns[columns_showing(packed, row, thing)] = True
-            if columns.any():
-                places.append(at)
-                wanted.append(columns)
-        if not places:
-            return torch.empty(0, dtype=torch.long), torch.empty(0, length, dtype=torch.bool)
-        return torch.tensor(places).to(packed.ids.device), torch.stack(wanted).to(packed.ids.device)
+        told = torch.isin(packed.target, self.nouns)
+        at, asked, shown = packed.target_at[told], self._asked(packed), columns_showing(packed, scenes)
+        wanted = torch.zeros(len(at), packed.ids.shape[1], dtype=torch.bool)
+        rows = (at // packed.ids.shape[1]).tolist()
+        answers = zip(rows, packed.turn[told].tolist(), packed.target[told].tolist(), strict=True)
+        for n, (row, turn, token) in enumerate(answers):
+            noun = self.noun_of[token]
+            for thing, columns in shown[row]:
+                if thing.noun == noun and (turn, noun) not in asked:
+                    wanted[n, columns] = True
+        wanted = wanted.to(at.device)
+        there = wanted.any(-1)
+        return at[there], wanted[there]
 
     def _asked(self, packed: Packed) -> set[tuple[int, str]]:
         """The nouns that each turn's question names."""

@@ -22,13 +22,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from model.scenes.words import COLOR_NAMES, PLACES, SIZES
-from model.train.looks import Looks
+from model.train.looks import LAST_HEAD, Looks
 from model.train.matching import word_ids
 from model.train.pack import Packed
 
 EARLY_WEIGHT, FETCH_WEIGHT = 0.5, 0.5
 COPY_LAYER = 2
-LAST_HEAD = slice(-1, None)
 
 
 def asked_and_told(tokenizer: PreTrainedTokenizerFast) -> tuple[tuple[Tensor, Tensor], ...]:

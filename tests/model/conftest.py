@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import PreTrainedTokenizerFast
 
 from model.native.library import Library, load_library
 from model.train.conversations import Conversation, read_conversations
+from model.train.tokenizer import make_tokenizer
 from tests.model.harness import World
 from tests.model.reference import Reference
 from tests.model.said import ITEMS
@@ -22,6 +24,12 @@ from tests.model.tiny import Shape, TwigShape
 def _one_thread() -> None:
     """Tiny matrices gain nothing from a second thread, and the order of sums stays fixed."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """The embedded model's."""
+    return make_tokenizer()
 
 
 @pytest.fixture(scope="session")

@@ -15,17 +15,11 @@ from model.train.batches import IMAGE_TOKENS
 from model.train.carrying import TOLD, Hearing, what_is_told
 from model.train.features import FeaturePool
 from model.train.matching import noun_of_patches
-from model.train.tokenizer import make_tokenizer
 from model.train.tower import TOWER_CONFIG
 
 FEW, SCENES = 8, 60
 LAYER = 3  # a decoder of few layers
 CELLS = slice(len(TOLD), None)
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    return make_tokenizer()
 
 
 @pytest.fixture(scope="module")

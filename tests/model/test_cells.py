@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
 from model.scenes.compose import GRID, Object, Scene
 from model.scenes.language import Turn
 from model.scenes.words import PLACES
-from model.train.base import new_base
 from model.train.batches import IMAGE_TOKENS
 from model.train.cells import CELL_LAYERS, HEADS_EACH, Cells
 from model.train.forward import forward_packed
 from model.train.looks import Looks, behind_drop
 from model.train.pack import Packed, Packer
-from model.train.tokenizer import make_tokenizer
 from model.train.tower import TOWER_CONFIG
+from tests.model.lessons import decoder
 
 DROP = 6  # of a decoder of few layers
 TURN = Turn("where", "Where are the dogs?", "At the top left and on the right.")
@@ -33,11 +31,6 @@ SCENE = Scene(
 )
 
 
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    return make_tokenizer()
-
-
 def lesson(tokenizer: PreTrainedTokenizerFast) -> tuple[Packed, torch.Tensor]:
     kept = torch.arange(0, IMAGE_TOKENS, 3).numpy()
     visual = torch.randn(1, len(kept), TOWER_CONFIG.hidden_size, generator=torch.Generator().manual_seed(1))
@@ -45,9 +38,7 @@ def lesson(tokenizer: PreTrainedTokenizerFast) -> tuple[Packed, torch.Tensor]:
 
 
 def test_each_place_looks_at_its_own_object_or_at_nothing(tokenizer: PreTrainedTokenizerFast) -> None:
-    torch.manual_seed(0)
-    vlm = new_base(tokenizer)
-    del vlm.model.language_model.layers[DROP + 1 :]
+    vlm = decoder(tokenizer, DROP)
     cells = Cells(Looks(vlm, Cells.layers(DROP)), tokenizer, DROP)
     packed, visual = lesson(tokenizer)
     (said,) = torch.nonzero(packed.says(cells.nouns))

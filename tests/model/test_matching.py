@@ -18,16 +18,10 @@ from model.train.features import FeaturePool
 from model.train.matching import install, noun_of_patches, word_ids
 from model.train.pack import Packer
 from model.train.questions import asked_and_told
-from model.train.tokenizer import make_tokenizer
 from model.train.tower import TOWER_CONFIG
 
 FEW = 12  # of the nouns
 AT = 590  # where a question's noun stands
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    return make_tokenizer()
 
 
 @pytest.fixture(scope="module")

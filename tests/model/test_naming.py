@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
 from model.scenes.compose import patches_of
 from model.scenes.language import Turn, describe, listed
-from model.train.base import new_base
 from model.train.batches import IMAGE_TOKENS
 from model.train.forward import forward_packed
-from model.train.looks import Looks
-from model.train.naming import LAST_HEAD, NAMING_LAYER, Naming
+from model.train.looks import LAST_HEAD, Looks
+from model.train.naming import NAMING_LAYER, Naming
 from model.train.pack import Packed, Packer
-from model.train.tokenizer import make_tokenizer
 from model.train.tower import TOWER_CONFIG
+from tests.model.lessons import decoder
 from tests.model.test_cells import SCENE
 
 DROP = NAMING_LAYER + 1  # of a decoder of few layers
 KEPT = torch.arange(0, IMAGE_TOKENS, 3).numpy()
 
 
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    return make_tokenizer()
-
-
 def naming_of(tokenizer: PreTrainedTokenizerFast) -> Naming:
-    torch.manual_seed(0)
-    vlm = new_base(tokenizer)
-    del vlm.model.language_model.layers[DROP + 1 :]
-    return Naming(Looks(vlm, Naming.layers(DROP)), tokenizer, DROP)
+    return Naming(Looks(decoder(tokenizer, DROP), Naming.layers(DROP)), tokenizer, DROP)
 
 
 def packed_of(tokenizer: PreTrainedTokenizerFast, *turns: Turn) -> Packed:

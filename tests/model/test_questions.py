@@ -3,34 +3,20 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from model.scenes.language import Turn
-from model.train.base import new_base
 from model.train.batches import IMAGE_TOKENS
 from model.train.forward import forward_packed
 from model.train.looks import Looks
 from model.train.pack import Packed, Packer
 from model.train.questions import COPY_LAYER, Questions
-from model.train.tokenizer import make_tokenizer
 from model.train.tower import TOWER_CONFIG
+from tests.model.lessons import decoder
 
 DROP = 4  # of a decoder of few layers
 REPEATS = Turn("exists", "Is there a dog?", "Yes, there is a dog.")
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    return make_tokenizer()
-
-
-def decoder(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
-    torch.manual_seed(0)
-    vlm = new_base(tokenizer)
-    del vlm.model.language_model.layers[DROP + 1 :]
-    return vlm
 
 
 def asked(tokenizer: PreTrainedTokenizerFast, turn: Turn) -> tuple[Packed, torch.Tensor]:
@@ -50,7 +36,7 @@ def lesson(
 
 def test_a_repeated_noun_is_looked_at_early(tokenizer: PreTrainedTokenizerFast) -> None:
     """At the drop layer alone it was known to a third (docs/log.md)."""
-    vlm = decoder(tokenizer)
+    vlm = decoder(tokenizer, DROP)
     looks = Looks(vlm, Questions.layers(DROP))
     questions, (packed, visual) = Questions(looks, tokenizer, DROP), asked(tokenizer, REPEATS)
     dog = int(packed.named(questions.pairs[0][0]).nonzero())

@@ -34,7 +34,7 @@ from model.train.lessons import Lessons
 from model.train.loop import stage_at
 from model.train.pack import Packer
 from model.train.recipe import Paths, write_base
-from model.train.tokenizer import make_tokenizer, save_processor
+from model.train.tokenizer import save_processor
 from model.train.tower import TOWER_CONFIG, TowerRun
 from model.train.twig import TwigRun
 
@@ -50,11 +50,6 @@ def sprites(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shape = (len(NOUNS), len(STYLES), SPRITE_PX, SPRITE_PX, 4)
     np.save(path, np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8))
     return path
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    return make_tokenizer()
 
 
 @pytest.fixture(scope="module")
