@@ -53,11 +53,14 @@ data/sprites.npy:    # the scene art: five open emoji sets, rendered
 
 data: data/sprites.npy
 
+# Processes that share each step: two of one thread take half the time of one with two; or one a GPU.
+PROCESSES ?= 2
+
 # glibc: a step's large tensors stay in the heap; mapped anew each time, a step takes half as long again.
 train: export MALLOC_MMAP_MAX_ := 0
 train: export MALLOC_TRIM_THRESHOLD_ := 100000000000
 train: data          ## the embedded model from nothing: hours on two cores, resumable
-	$(BIN)/twigserve train base
+	$(BIN)/python -m torch.distributed.run --standalone --nproc-per-node $(PROCESSES) -m service.cli train base
 	$(BIN)/twigserve train twig
 	$(BIN)/twigserve evaluate --model-card model/weights/README.md
 

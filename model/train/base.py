@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
-from model.device import CPU
 from model.scenes.compose import GRID, Scene, object_patches, patches_of
 from model.scenes.words import PLACES
 from model.train import carrying, fetching, matching, precision
@@ -33,75 +32,27 @@ from model.train.looks import Looks
 from model.train.loop import Checkpoint, Phase, cosine_rate, phase_at, run_steps, stage_at, update
 from model.train.matching import word_ids
 from model.train.naming import Naming
+from model.train.optimizer import LayersAndRest
 from model.train.pack import Packed, Packer
+from model.train.processes import ALONE, Processes
 from model.train.questions import Questions
 from model.train.tower import TOWER_CONFIG
 
 
-def _reading_early(
-    rate: float,
-    warmup_steps: int,
-    *,
-    questions: int,
-    hidden: float,
-    steps: tuple[int, int, int],
-    descriptions: int = 1,
-) -> Phase[Stage]:
-    """Few visual tokens, more, all; hidden from the last layers in most steps."""
-    few, more, whole = steps
-    return Phase(
-        rate,
-        warmup_steps,
-        (
-            Stage((32, 96), 6, questions, 8, few, hidden, descriptions),
-            Stage((96, 288), 6, questions, 8, more, hidden, descriptions),
-            Stage((IMAGE_TOKENS, IMAGE_TOKENS), 6, questions, 4, whole, 0.5, descriptions),
-        ),
-    )
-
-
 def _in_turns(
-    rate: float, warmup_steps: int, *, times: int, questions: int, descriptions: int, each: bool = False
+    rate: float, warmup_steps: int, *, times: int, questions: int, descriptions: int
 ) -> Phase[Stage]:
     """Few visual tokens of many scenes and all of few, ten steps each."""
-    few = Stage((40, 160), 6, questions, 16, 10, 0.7, descriptions, each)
-    whole = Stage((IMAGE_TOKENS, IMAGE_TOKENS), 6, questions, 6, 10, 0.5, descriptions, each)
+    few = Stage((40, 160), 6, questions, 16, 10, 0.7, descriptions, each=True)
+    whole = Stage((IMAGE_TOKENS, IMAGE_TOKENS), 6, questions, 6, 10, 0.5, descriptions, each=True)
     return Phase(rate, warmup_steps, (few, whole) * times)
 
 
 DROP_LAYER = 12  # F
 PHASES = (
-    Phase(
-        1.5e-3,
-        100,
-        (
-            Stage((24, 40), 1, 3, 8, 400),
-            Stage((40, 64), 3, 3, 8, 500),
-            Stage((48, 96), 6, 1, 8, 1100),
-            Stage((96, 288), 6, 2, 8, 100),
-            Stage((IMAGE_TOKENS, IMAGE_TOKENS), 6, 4, 4, 30),
-        ),
-    ),
-    # A second, lower cosine: 0.76 of the objects were named after the first.
-    Phase(
-        1.2e-3,
-        20,
-        (Stage((64, 128), 6, 2, 8, 700), Stage((IMAGE_TOKENS, IMAGE_TOKENS), 6, 5, 4, 20)),
-    ),
-    # Reading the picture in the first F layers, and questions.
-    _reading_early(1.4e-3, 100, questions=8, hidden=0.7, steps=(3200, 150, 50)),
-    # Questions, with a head that matches words and patches.
-    _reading_early(1e-3, 40, questions=10, hidden=0.6, steps=(700, 50, 30)),
-    # Descriptions, which had been one turn in eleven meanwhile.
-    _reading_early(4e-4, 40, questions=6, hidden=0.6, steps=(250, 150, 250), descriptions=3),
-    # Both at once, and nouns that are copied early.
-    _in_turns(8e-4, 60, times=90, questions=8, descriptions=2),
-    # With heads that tell several objects of a noun apart and one that finds what to name next.
-    _in_turns(7e-4, 40, times=95, questions=8, descriptions=2, each=True),
-    _in_turns(7e-4, 40, times=105, questions=6, descriptions=3, each=True),
+    Phase(1e-3, 50, (Stage((24, 64), 6, 4, 8, 400, 0.5, 2, each=True),)),
+    _in_turns(1e-3, 50, times=75, questions=6, descriptions=2),
 )
-MATCHING_FROM = sum(phase.steps for phase in PHASES[:3])
-LOOKS_FROM = sum(phase.steps for phase in PHASES[:-2])
 STAGES = tuple(stage for phase in PHASES for stage in phase.stages)
 ALIGN_STEPS, ALIGN_RATE = 600, 2e-3
 # 1/sqrt(hidden), and 4 times that for words, so that they are not drowned by what the layers add.
@@ -164,10 +115,11 @@ class BaseRun:
     """A resumable run over alignment and stages."""
 
     def __init__(
-        self, out: Path, pool: FeaturePool, tokenizer: PreTrainedTokenizerFast, device: torch.device = CPU
+        self, out: Path, pool: FeaturePool, tokenizer: PreTrainedTokenizerFast, processes: Processes = ALONE
     ) -> None:
         torch.manual_seed(1)
-        self.pool, self.tokenizer, self.device = pool, tokenizer, device
+        self.pool, self.tokenizer, self.processes = pool, tokenizer, processes
+        self.device = device = processes.device
         self.vlm = new_base(tokenizer).to(device)
         precision.speed_up(self.vlm)
         self.vlm.model.vision_tower.requires_grad_(False)
@@ -176,17 +128,17 @@ class BaseRun:
         lessons = (Questions, Cells, Naming)
         looks = Looks(self.vlm, [layer for lesson in lessons for layer in lesson.layers(DROP_LAYER)])
         self.questions, self.cells, self.naming = (lesson(looks, tokenizer, DROP_LAYER) for lesson in lessons)
-        trained = [p for p in self.vlm.parameters() if p.requires_grad]
-        matrices, vectors = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
-        groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, PHASES[0].rate, betas=(0.9, 0.95))
+        self.optimizer = LayersAndRest(self.vlm, rate=PHASES[0].rate, betas=(0.9, 0.95), decay=0.05)
         self.checkpoint = Checkpoint(out / "base.pt", vlm=self.vlm, optimizer=self.optimizer)
 
     def train(self) -> None:
         done = self.checkpoint.load()
         if done == 0:
             self._align()
-        run_steps("base", self.checkpoint, done, sum(phase.steps for phase in PHASES), self._step)
+            self._start_heads()
+            self.processes.agree(self.vlm)
+        total = sum(phase.steps for phase in PHASES)
+        run_steps("base", self.checkpoint, done, total, self._step, lead=self.processes.lead)
 
     def _align(self) -> None:
         projector = self.vlm.model.multi_modal_projector
@@ -197,7 +149,7 @@ class BaseRun:
             logits = projector(features) @ words.T
             loss = F.cross_entropy(logits, target)
             update(optimizer, projector, loss, cosine_rate(ALIGN_RATE, step, 20, step / ALIGN_STEPS))
-            if step % 100 == 99:
+            if step % 100 == 99 and self.processes.lead:
                 shown = target[:, self.nouns].amax(-1) > 0
                 right = logits[shown][:, self.nouns].argmax(-1) == target[shown][:, self.nouns].argmax(-1)
                 figures = {"loss": round(loss.item(), 4), "nouns": round(right.float().mean().item(), 4)}
@@ -217,21 +169,16 @@ class BaseRun:
         return torch.cat(features).to(self.device), torch.cat(targets).to(self.device)
 
     def _step(self, step: int) -> dict[str, float]:
-        if step == MATCHING_FROM:
-            self._start_heads()
         stage = stage_at(STAGES, step)
-        packed, visual, scenes = random_batch(self.pool, self.packer, stage, [step, 11])
+        packed, visual, scenes = random_batch(self.pool, self.packer, stage, [step, 11], self.processes)
         packed, visual = packed.to(self.device), visual.to(self.device)
         hide = np.random.default_rng([step, 17]).random() < stage.hidden
         with precision.autocast(self.device):
             hidden = forward_packed(self.vlm, packed, visual, DROP_LAYER if hide else None).flatten(0, 1)
             logits = self.vlm.lm_head(hidden[packed.target_at]).float()
-            loss = answer_loss(logits, packed)
-            if step >= MATCHING_FROM:
-                loss = loss + self.questions.loss(packed, hidden, logits)
-            if step >= LOOKS_FROM:
-                loss = loss + self.cells.loss(packed, scenes) + self.naming.loss(packed, scenes)
-        update(self.optimizer, self.vlm, loss, learning_rate(step))
+            loss = answer_loss(logits, packed) + self.questions.loss(packed, hidden, logits)
+            loss = loss + self.cells.loss(packed, scenes) + self.naming.loss(packed, scenes)
+        update(self.optimizer, self.vlm, loss, learning_rate(step), self.processes)
         right = (logits.argmax(-1) == packed.target).float()
         nouns = torch.isin(packed.target, self.nouns)
         return {"loss": loss.item(), "right": right.mean().item(), "nouns": right[nouns].mean().item()}

@@ -12,6 +12,7 @@ from model.scenes.compose import GRID, Scene, object_patches
 from model.scenes.language import ask_each, turns
 from model.train.features import FeaturePool
 from model.train.pack import Packed, Packer
+from model.train.processes import ALONE, Processes
 
 IMAGE_TOKENS = GRID * GRID
 
@@ -45,7 +46,10 @@ class Batch(NamedTuple):
     scenes: list[Scene]
 
 
-def random_batch(pool: FeaturePool, packer: Packer, stage: Stage, seed: list[int]) -> Batch:
+def random_batch(
+    pool: FeaturePool, packer: Packer, stage: Stage, seed: list[int], processes: Processes = ALONE
+) -> Batch:
+    """This process's share of it."""
     rng = np.random.default_rng(seed)
     picks = rng.choice(pool.with_at_most(stage.objects), size=stage.batch)
     count = int(rng.integers(stage.visual[0], stage.visual[1] + 1))
@@ -54,7 +58,8 @@ def random_batch(pool: FeaturePool, packer: Packer, stage: Stage, seed: list[int
     asked = [turns(scene, rng, stage.questions, stage.descriptions) for scene in scenes]
     if stage.each:
         asked = [some + ask_each(scene, rng) for some, scene in zip(asked, scenes, strict=True)]
-    return Batch(packer.pack(asked, kept), pool.visual(picks, kept), scenes)
+    own = slice(processes.rank, None, processes.count)
+    return Batch(packer.pack(asked[own], kept[own]), pool.visual(picks[own], kept[own]), scenes[own])
 
 
 def random_visual_tokens(scene: Scene, rng: np.random.Generator, count: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from transformers import CLIPVisionModel
 
 from model.scenes.art import load_sprites
 from model.scenes.compose import GRID, TRAIN_SEEDS, Scene, draw, random_scene
+from model.train.processes import ALONE, Processes
 from model.train.stream import normalize
 from model.train.tower import TOWER_CONFIG, penultimate
 
@@ -46,22 +48,33 @@ def tower_features(tower: CLIPVisionModel, pixels: np.ndarray) -> torch.Tensor:
 
 
 def build_pool(
-    tower: CLIPVisionModel, sprites_path: Path, out: Path, count: int, tick: Callable[[int], object]
+    tower: CLIPVisionModel,
+    sprites_path: Path,
+    out: Path,
+    count: int,
+    tick: Callable[[int], object],
+    processes: Processes = ALONE,
 ) -> FeaturePool:
-    """Computes what is missing in `out` (resumable), and opens it."""
-    shape = (count, GRID * GRID, TOWER_CONFIG.hidden_size)
+    """Computes what is missing in `out` (resumable), a batch to each process in turn, and opens it."""
     done_path = out.with_suffix(".done")
     done = int(done_path.read_text()) if done_path.exists() else 0
-    store = np.lib.format.open_memmap(out, "r+" if done else "w+", np.float16, None if done else shape)
+    if not done:
+        shape = (count, GRID * GRID, TOWER_CONFIG.hidden_size)
+        processes.in_turn(lambda: np.lib.format.open_memmap(out, "w+", np.float16, shape))
+    store = np.lib.format.open_memmap(out, "r+")
     sprites = load_sprites(sprites_path)
     scenes = []
-    for start in range(0, count, BATCH):
+    for number, start in enumerate(range(0, count, BATCH)):
         rngs = [np.random.default_rng(FIRST_SEED + i) for i in range(start, min(start + BATCH, count))]
         batch = [random_scene(rng) for rng in rngs]
         scenes += batch
-        if start >= done:
+        own = number % processes.count == processes.rank
+        if own and start >= done:
             pixels = np.stack([draw(s, sprites, rng)[0] for s, rng in zip(batch, rngs, strict=True)])
             store[start : start + len(batch)] = tower_features(tower, pixels).cpu().numpy().astype(np.float16)
-            done_path.write_text(str(start + len(batch)))
+        last = number % processes.count == processes.count - 1 or start + BATCH >= count
+        if last and start >= done:
+            processes.wait()
+            processes.in_turn(functools.partial(done_path.write_text, str(start + len(batch))))
         tick(len(batch))
     return FeaturePool(store, scenes)

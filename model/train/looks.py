@@ -6,6 +6,7 @@ import functools
 from collections.abc import Iterable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
@@ -39,9 +40,18 @@ class Looks:
             for projection in (attention.q_proj, attention.k_proj)
         )  # [B, heads, N, head_dim]
         asks, keys = apply_rotary_pos_emb(asks, keys, *rotary)
-        row = at // length
-        looks: Tensor = (asks.transpose(1, 2).flatten(0, 1)[at][:, :, None] @ keys[row].mT)[:, :, 0]
-        return looks * attention.scaling + packed.mask[row, 0, at % length][:, None]
+        row, column = at // length, at % length
+        order = _numbers_within(row, len(states))
+        table = column.new_zeros(len(states), int(order.max()) + 1).index_put((row, order), column)
+        picked = asks.gather(2, table[:, None, :, None].expand(-1, asks.shape[1], -1, asks.shape[3]))
+        looks: Tensor = (picked @ keys.mT)[row, :, order]
+        return looks * attention.scaling + packed.mask[row, 0, column][:, None]
+
+
+def _numbers_within(row: Tensor, rows: int) -> Tensor:
+    """[n] row of each -> [n] how many of the same row come before it."""
+    same = F.one_hot(row, rows)
+    return (same.cumsum(0) - same)[torch.arange(len(row), device=row.device), row]
 
 
 def behind_drop(packed: Packed, states: Tensor, at: Tensor) -> Tensor:

@@ -21,6 +21,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from model.train.processes import ALONE, Processes
+
 LOG_STEPS = 50
 SAVE_S = 120.0
 
@@ -92,11 +94,24 @@ class Checkpoint:
         draft.replace(self.path)
 
 
-def update(optimizer: torch.optim.Optimizer, network: nn.Module, loss: torch.Tensor, rate: float) -> None:
+class Optimizer(Protocol):
+    @property
+    def param_groups(self) -> list[dict[str, Any]]: ...
+
+    def zero_grad(self, *, set_to_none: bool = ...) -> None: ...
+
+    def step(self) -> Any: ...
+
+
+def update(
+    optimizer: Optimizer, network: nn.Module, loss: torch.Tensor, rate: float, processes: Processes = ALONE
+) -> None:
+    """A step at `rate` along the mean over all processes."""
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
+    processes.average(network.parameters())
     nn.utils.clip_grad_norm_(network.parameters(), 1.0)
     optimizer.step()
 

@@ -25,7 +25,8 @@ from model.config import TwigConfig
 from model.device import CPU
 from model.train.base import DROP_LAYER, BaseRun, text_config
 from model.train.features import FeaturePool, build_pool
-from model.train.tokenizer import save_processor
+from model.train.processes import ALONE, Processes
+from model.train.tokenizer import make_tokenizer, save_processor
 from model.train.tower import TOWER_CONFIG, TowerRun
 from model.train.twig import TwigRun
 
@@ -53,20 +54,25 @@ def paths(sprites: Path, runs: Path, out: Path | None = None) -> Paths:
     return Paths(sprites, runs, base, twig)
 
 
-def _pool(paths: Paths, tower: CLIPVisionModel, tick: Tick) -> FeaturePool:
-    return build_pool(tower, paths.sprites, paths.runs / "features.npy", POOL_SCENES, tick)
+def _pool(paths: Paths, tower: CLIPVisionModel, tick: Tick, processes: Processes = ALONE) -> FeaturePool:
+    return build_pool(tower, paths.sprites, paths.runs / "features.npy", POOL_SCENES, tick, processes)
 
 
-def train_base(paths: Paths, tick: Tick = lambda _: None, device: torch.device = CPU) -> None:
+def train_base(paths: Paths, tick: Tick = lambda _: None, processes: Processes = ALONE) -> None:
     paths.runs.mkdir(parents=True, exist_ok=True)
-    tower_run = TowerRun(paths.runs, paths.sprites, device)
+    tower_run = TowerRun(paths.runs, paths.sprites, processes)
     tower_run.train()
     tower = tower_run.tower.eval()
-    processor = save_processor(paths.base)
-    run = BaseRun(paths.runs, _pool(paths, tower, tick), processor.tokenizer, device)
+    tokenizer = make_tokenizer()
+    run = BaseRun(paths.runs, _pool(paths, tower, tick, processes), tokenizer, processes)
     run.vlm.model.vision_tower.load_state_dict(tower.state_dict())
     run.train()
-    write_base(run.vlm, paths.base)
+
+    def write() -> None:
+        save_processor(paths.base)
+        write_base(run.vlm, paths.base)
+
+    processes.in_turn(write)
 
 
 def write_base(vlm: LlavaForConditionalGeneration, out: Path) -> None:
@@ -88,8 +94,8 @@ def open_base(
     return vlm, tokenizer, _pool(paths, tower.eval(), tick)
 
 
-def train_twig(paths: Paths, tick: Tick = lambda _: None, device: torch.device = CPU) -> None:
-    vlm, tokenizer, pool = open_base(paths, tick, device)
+def train_twig(paths: Paths, tick: Tick = lambda _: None, processes: Processes = ALONE) -> None:
+    vlm, tokenizer, pool = open_base(paths, tick, processes.device)
     run = TwigRun(paths.runs, vlm, pool, tokenizer, FORK_LAYER, TWIG_LAYERS, DROP_LAYER)
     run.train()
     write_twig(run, paths.base, paths.twig, tokenizer)

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from model.scenes.art import load_sprites
 from model.scenes.compose import GRID, IMAGE_PX, PATCH_PX, TRAIN_SEEDS, Scene, draw, random_scene
 from model.scenes.words import COLOR_NAMES, NOUNS, PATTERNS
+from model.train.processes import ALONE, Processes
 
 CLIP_MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
 CLIP_STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
@@ -38,16 +39,22 @@ def window_positions(window: tuple[int, int, int]) -> np.ndarray[Any, np.dtype[n
 class WindowStream(IterableDataset[dict[str, Any]]):
     """Windows of `side` pixels around a random object, with dense labels, from sample `start` on.
 
-    objects: the fewest and the most of the scenes that they are cut from.
+    objects: the fewest and the most of the scenes that they are cut from. every: samples from one
+    to the next.
     """
 
-    def __init__(self, sprites: Path, side: int, objects: tuple[int, int], start: int) -> None:
-        self.sprites, self.side, self.objects, self.start = sprites, side, objects, start
+    def __init__(
+        self, sprites: Path, side: int, objects: tuple[int, int], start: int, every: int = 1
+    ) -> None:
+        self.sprites, self.side, self.objects = sprites, side, objects
+        self.start, self.every = start, every
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         sprites = load_sprites(self.sprites)
         worker = get_worker_info()
-        step, index = (worker.num_workers, self.start + worker.id) if worker else (1, self.start)
+        step, index = self.every, self.start
+        if worker:
+            step, index = step * worker.num_workers, index + step * worker.id
         while True:
             rng = np.random.default_rng(TRAIN_SEEDS + index)
             scene = random_scene(rng, self.objects)
@@ -74,7 +81,8 @@ class WindowStream(IterableDataset[dict[str, Any]]):
 
 
 def window_loader(
-    sprites: Path, side: int, objects: tuple[int, int], batch: int, start: int
+    sprites: Path, side: int, objects: tuple[int, int], batch: int, start: int, processes: Processes = ALONE
 ) -> DataLoader[dict[str, Any]]:
-    stream = WindowStream(sprites, side, objects, start)
-    return DataLoader(stream, batch_size=batch, num_workers=1, prefetch_factor=4)
+    """This process's share of each batch."""
+    stream = WindowStream(sprites, side, objects, start + processes.rank, processes.count)
+    return DataLoader(stream, batch_size=batch // processes.count, num_workers=1, prefetch_factor=4)

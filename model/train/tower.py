@@ -18,11 +18,12 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from model.device import CPU
 from model.scenes.compose import CELL_PX, GRID, IGNORE, IMAGE_PX, PATCH_PX, SIZE_PX
 from model.scenes.words import COLOR_NAMES, NOUNS, PATTERNS, STYLES
 from model.train import precision
 from model.train.loop import Checkpoint, Phase, cosine_rate, phase_at, run_steps, update
+from model.train.optimizer import LayersAndRest
+from model.train.processes import ALONE, Processes
 from model.train.stream import normalize, window_loader
 
 
@@ -41,13 +42,9 @@ class Stage:
 
 
 PHASES = (
-    Phase(2e-3, 125, (Stage(64, 64, 120_000), Stage(128, 32, 14_000), Stage(192, 16, 11_000))),
-    # Lower: the first had ended with the tower still improving.
-    Phase(6e-4, 25, (Stage(192, 16, 6_400),)),
+    Phase(2e-3, 125, (Stage(64, 64, 40_000), Stage(128, 32, 12_000), Stage(192, 16, 8_000))),
     # Whole pictures cost the same however much they show.
-    Phase(6e-4, 60, (Stage(192, 16, 7_000, (5, 9)),)),
-    # Eight times as many of them: 0.90 of the held-out objects were named until then, and 0.99 after.
-    Phase(1e-3, 200, (Stage(192, 16, 54_400, (3, 9)),)),
+    Phase(1e-3, 100, (Stage(192, 16, 40_000, (3, 9)),)),
 )
 STAGES = tuple(stage for phase in PHASES for stage in phase.stages)
 BACKGROUND_WEIGHT = 0.15  # of the background class; without it the tower learns to say "nothing"
@@ -123,14 +120,14 @@ def dense_loss(
 class TowerRun:
     """A resumable run over the stages."""
 
-    def __init__(self, out: Path, sprites: Path, device: torch.device = CPU) -> None:
+    def __init__(self, out: Path, sprites: Path, processes: Processes = ALONE) -> None:
         torch.manual_seed(0)
-        self.sprites = sprites
-        self.tower = CLIPVisionModel(copy.deepcopy(TOWER_CONFIG)).to(device)
+        self.sprites, self.processes = sprites, processes
+        self.tower = CLIPVisionModel(copy.deepcopy(TOWER_CONFIG)).to(processes.device)
         precision.speed_up(self.tower)
-        self.heads = DenseHeads(TOWER_CONFIG.hidden_size).to(device)
-        params = [*self.tower.parameters(), *self.heads.parameters()]
-        self.optimizer = torch.optim.AdamW(params, PHASES[0].rate, betas=(0.9, 0.98), weight_decay=0.03)
+        self.heads = DenseHeads(TOWER_CONFIG.hidden_size).to(processes.device)
+        self.both = nn.ModuleList([self.tower, self.heads])
+        self.optimizer = LayersAndRest(self.both, rate=PHASES[0].rate, betas=(0.9, 0.98), decay=0.03)
         self.checkpoint = Checkpoint(
             out / "tower.pt", tower=self.tower, heads=self.heads, optimizer=self.optimizer
         )
@@ -138,20 +135,24 @@ class TowerRun:
 
     def train(self) -> None:
         total = sum(stage.steps for stage in STAGES)
-        run_steps("tower", self.checkpoint, self.checkpoint.load(), total, self._step)
+        run_steps(
+            "tower", self.checkpoint, self.checkpoint.load(), total, self._step, lead=self.processes.lead
+        )
 
     def _batch(self, step: int) -> dict[str, Any]:
         number, into = _locate(step)
         if self._source is None or self._source[0] != number:
             stage = STAGES[number]
             first = sum(s.samples for s in STAGES[:number]) + into * stage.batch
-            loader = window_loader(self.sprites, stage.side, stage.objects, stage.batch, first)
+            loader = window_loader(
+                self.sprites, stage.side, stage.objects, stage.batch, first, self.processes
+            )
             self._source = number, iter(loader)
         return next(self._source[1])
 
     def _step(self, step: int) -> dict[str, float]:
         loss, right = dense_loss(self.tower, self.heads, self._batch(step))
-        update(self.optimizer, self.tower, loss, learning_rate(step))
+        update(self.optimizer, self.both, loss, learning_rate(step), self.processes)
         return {"loss": loss.item(), "right": right}
 
 

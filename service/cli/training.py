@@ -13,6 +13,7 @@ from service.cli.evaluating import Art
 from service.cli.options import Device, Dtype, Threads, given, plain_errors
 
 if TYPE_CHECKING:
+    from model.train.processes import Processes
     from model.train.recipe import Paths, Tick
 
 Runs = Annotated[Path, typer.Option(help="Checkpoints and caches; a run resumes from what is here.")]
@@ -140,7 +141,7 @@ def _train_own(
 
 
 def _train(
-    run: Callable[[Paths, Tick, Any], None],
+    run: Callable[[Paths, Tick, Processes], None],
     sprites: Path,
     runs: Path,
     out: Path | None,
@@ -149,8 +150,15 @@ def _train(
     from tqdm import tqdm
 
     from model.device import best_device, device_of
+    from model.train.processes import joined
     from model.train.recipe import POOL_SCENES, paths
 
-    with plain_errors(), tqdm(total=POOL_SCENES, unit="scene", desc="features", disable=None) as bar:
+    with plain_errors():
         chosen = best_device() if device is None else device_of(device)
-        run(paths(sprites, runs, out), bar.update, chosen)
+        with (
+            joined(str(chosen)) as processes,
+            tqdm(
+                total=POOL_SCENES, unit="scene", desc="features", disable=None if processes.lead else True
+            ) as bar,
+        ):
+            run(paths(sprites, runs, out), bar.update, processes)
