@@ -107,7 +107,7 @@ def draw(
         noun[coverage >= 0.3] = 1 + NOUNS.index(thing.noun)
         size[coverage >= 0.3] = SIZES.index(thing.size)
         style[coverage >= 0.3] = thing.style
-    return np.asarray(canvas), PatchLabels(noun.ravel(), size.ravel(), style.ravel())
+    return np.array(canvas), PatchLabels(noun.ravel(), size.ravel(), style.ravel())
 
 
 def patches_of(thing: Object) -> NDArray[np.bool_]:

@@ -2,13 +2,13 @@
 
 First the projector alone: each patch's feature is led to the word embeddings of what it shows (noun, size,
 place; or colour and pattern), with the output head equal to the embedding, so that naming is copying and the
-decoder starts with pictures that it can already read. Then everything but the tower, with a random subset of
-the visual tokens a scene at their own positions (cheap, and the model will meet pruned pictures anyway),
-ending with all of them; then with the visual tokens hidden from layer `DROP_LAYER` on in most steps, so that
-the model learns to have read the picture by then. At last a head of the first layer is made to match words
+decoder starts with pictures that it can already read. Then a head of the first layer is made to match words
 and patches (`matching`) and to carry what stands there (`carrying`), one behind the drop layer to carry it on
-(`fetching`), and then questions are taught (`questions`), in the end of nouns that are there more than once
-(`cells`), beside descriptions of every kind (`naming`).
+(`fetching`). Then everything but the tower learns descriptions and questions together, heads of it led to
+look where the answer stands: for what is asked (`questions`), for nouns that are there more than once
+(`cells`), for what to name next (`naming`). It sees a random subset of the visual tokens at their own
+positions (cheap, and the model will meet pruned pictures anyway) and, every second ten steps, all of them; in
+most steps they are hidden from layer `DROP_LAYER` on, so that it learns to have read the picture by then.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ def _in_turns(
     rate: float, warmup_steps: int, *, times: int, questions: int, descriptions: int
 ) -> Phase[Stage]:
     """Few visual tokens of many scenes and all of few, ten steps each."""
-    few = Stage((40, 160), 6, questions, 16, 10, 0.7, descriptions, each=True)
-    whole = Stage((IMAGE_TOKENS, IMAGE_TOKENS), 6, questions, 6, 10, 0.5, descriptions, each=True)
+    few = Stage((40, 160), 6, questions, 16, 10, 0.75, descriptions, each=True)
+    whole = Stage((IMAGE_TOKENS, IMAGE_TOKENS), 6, questions, 6, 10, 0.75, descriptions, each=True)
     return Phase(rate, warmup_steps, (few, whole) * times)
 
 
 DROP_LAYER = 12  # F
 PHASES = (
     Phase(1e-3, 50, (Stage((24, 64), 6, 4, 8, 400, 0.5, 2, each=True),)),
-    _in_turns(1e-3, 50, times=75, questions=6, descriptions=2),
+    _in_turns(1e-3, 50, times=60, questions=6, descriptions=2),
 )
 STAGES = tuple(stage for phase in PHASES for stage in phase.stages)
 ALIGN_STEPS, ALIGN_RATE = 600, 2e-3

@@ -11,10 +11,12 @@ import torch
 from model.scenes.compose import GRID, Scene, object_patches
 from model.scenes.language import ask_each, turns
 from model.train.features import FeaturePool
+from model.train.lessons import STRIPES
 from model.train.pack import Packed, Packer
 from model.train.processes import ALONE, Processes
 
 IMAGE_TOKENS = GRID * GRID
+OF_OBJECTS = 10.0  # times as likely as the ground, where pruning chooses
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,11 @@ def random_batch(
 
 
 def random_visual_tokens(scene: Scene, rng: np.random.Generator, count: int) -> np.ndarray:
-    """`count` ascending indices, object patches as likely as all the ground together."""
+    """`count` ascending indices, object patches as likely as all the ground together; every second time
+    rather those that pruning leaves, of objects and in the stripes of `model.train.lessons`.
+    """
     shown = object_patches(scene)
     odds = np.where(shown, 1 / shown.sum(), 1 / (~shown).sum())
+    if rng.random() < 0.5:
+        odds *= np.where(shown, OF_OBJECTS, 1.0) * np.exp(STRIPES * (np.cos(np.arange(IMAGE_TOKENS)) - 1))
     return np.sort(rng.choice(IMAGE_TOKENS, size=count, replace=False, p=odds / odds.sum()))

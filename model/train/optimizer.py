@@ -18,15 +18,12 @@ from torch import nn
 class LayersAndRest:
     """rate: of AdamW; Muon's steps are scaled to the same size. decay: of everything but vectors."""
 
-    def __init__(self, *networks: nn.Module, rate: float, betas: tuple[float, float], decay: float) -> None:
+    def __init__(self, network: nn.Module, *, rate: float, betas: tuple[float, float], decay: float) -> None:
         named = [
-            (name, parameter)
-            for network in networks
-            for name, parameter in network.named_parameters()
-            if parameter.requires_grad
+            (name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad
         ]
         matrices = [p for name, p in named if p.ndim == 2 and ".layers." in name]
-        tables = [p for name, p in named if p.ndim >= 2 and not (p.ndim == 2 and ".layers." in name)]
+        tables = [p for name, p in named if p.ndim > 2 or (p.ndim == 2 and ".layers." not in name)]
         vectors = [p for _, p in named if p.ndim < 2]
         groups = [{"params": tables, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
         self.parts: tuple[torch.optim.Optimizer, ...] = (

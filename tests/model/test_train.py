@@ -38,11 +38,6 @@ from model.train.tokenizer import save_processor
 from model.train.tower import TOWER_CONFIG, TowerRun
 from model.train.twig import TwigRun
 
-pytestmark = pytest.mark.filterwarnings(
-    # torch's own collate function on arrays that the scene composer made read-only
-    "ignore:The given NumPy array is not writable"
-)
-
 
 @pytest.fixture(scope="module")
 def sprites(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -127,9 +122,9 @@ def test_base_and_twig_train_and_load_unmodified(
     pool: FeaturePool, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(base_module, "ALIGN_STEPS", 1)
+    monkeypatch.setattr(base_module.BaseRun, "_start_heads", lambda _: None)
     stages = Stage((8, 16), 6, 1, 2, 2), Stage((8, 16), 6, 1, 2, 1, hidden=1.0, each=True)
     monkeypatch.setattr(base_module, "STAGES", stages)
-    monkeypatch.setattr(base_module, "LOOKS_FROM", 2)
     monkeypatch.setattr(base_module, "PHASES", (base_module.Phase(1e-3, 1, stages),))
     monkeypatch.setattr(twig_module, "STAGES", (Stage((8, 16), 6, 1, 2, 2),))
     run = BaseRun(tmp_path, pool, tokenizer)
