@@ -44,7 +44,7 @@ class Stage:
 PHASES = (
     Phase(2e-3, 125, (Stage(64, 64, 40_000), Stage(128, 32, 12_000), Stage(192, 16, 8_000))),
     # Whole pictures cost the same however much they show.
-    Phase(1e-3, 100, (Stage(192, 16, 40_000, (3, 9)),)),
+    Phase(1e-3, 100, (Stage(192, 16, 24_000, (3, 9)),)),
 )
 STAGES = tuple(stage for phase in PHASES for stage in phase.stages)
 BACKGROUND_WEIGHT = 0.15  # of the background class; without it the tower learns to say "nothing"
