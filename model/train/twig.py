@@ -21,6 +21,7 @@ from model.train.features import FeaturePool
 from model.train.forward import embed_packed
 from model.train.lessons import SHARES, Lessons, twig_loss
 from model.train.loop import Checkpoint, cosine_rate, run_steps, stage_at, update
+from model.train.optimizer import LayersAndRest
 from model.train.pack import Packed, Packer
 from model.train.reading import FrozenBase, Reading, through
 from model.train.twig_module import Start, Twig
@@ -28,9 +29,9 @@ from model.train.twig_module import Start, Twig
 LEARNING_RATE = 1e-3
 
 STAGES = (
-    Stage((48, 96), 6, 8, 8, 500),
-    Stage((96, 192), 6, 8, 8, 300),
-    Stage((IMAGE_TOKENS, IMAGE_TOKENS), 6, 5, 6, 1900, descriptions=2),
+    Stage((48, 96), 6, 8, 8, 300),
+    Stage((96, 192), 6, 8, 8, 100),
+    Stage((IMAGE_TOKENS, IMAGE_TOKENS), 6, 5, 6, 1000, descriptions=2),
 )
 LESSONS = Lessons(foresight_weight=1.0, foresight_steps=1)
 
@@ -59,9 +60,7 @@ class TwigRun:
         self.base = FrozenBase(vlm, fork_layer, drop_layer)
         self.packer = Packer(tokenizer, IMAGE_TOKENS)
         self.twig = Twig(vlm, fork_layer, twig_layers, start)
-        self.optimizer = torch.optim.AdamW(
-            self.twig.parameters(), LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.02
-        )
+        self.optimizer = LayersAndRest(self.twig, rate=LEARNING_RATE, betas=(0.9, 0.95), decay=0.02)
         self.checkpoint = Checkpoint(out / "twig.pt", twig=self.twig, optimizer=self.optimizer)
 
     @property
