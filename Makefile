@@ -53,8 +53,8 @@ data/sprites.npy:    # the scene art: five open emoji sets, rendered
 
 data: data/sprites.npy
 
-# Processes that share each step: two of one thread take half the time of one with two; or one a GPU.
-PROCESSES ?= 2
+# Processes that share each step of the base's training: without a GPU two of one thread each.
+PROCESSES ?= $(if $(shell command -v nvidia-smi 2>/dev/null),1,2)
 
 # glibc: a step's large tensors stay in the heap; mapped anew each time, a step takes half as long again.
 train: export MALLOC_MMAP_MAX_ := 0

@@ -59,6 +59,8 @@ def _pool(paths: Paths, tower: CLIPVisionModel, tick: Tick, processes: Processes
 
 
 def train_base(paths: Paths, tick: Tick = lambda _: None, processes: Processes = ALONE) -> None:
+    if processes.count > 2:
+        raise ValueError(f"a step is shared by one process or two, not {processes.count}")
     paths.runs.mkdir(parents=True, exist_ok=True)
     tower_run = TowerRun(paths.runs, paths.sprites, processes)
     tower_run.train()
@@ -95,6 +97,8 @@ def open_base(
 
 
 def train_twig(paths: Paths, tick: Tick = lambda _: None, processes: Processes = ALONE) -> None:
+    if processes.count > 1:
+        raise ValueError(f"the embedded twig is trained by one process, not {processes.count}")
     vlm, tokenizer, pool = open_base(paths, tick, processes.device)
     run = TwigRun(paths.runs, vlm, pool, tokenizer, FORK_LAYER, TWIG_LAYERS, DROP_LAYER)
     run.train()
