@@ -59,7 +59,7 @@ PROCESSES ?= $(if $(shell command -v nvidia-smi 2>/dev/null),1,2)
 # glibc: a step's large tensors stay in the heap; mapped anew each time, a step takes half as long again.
 train: export MALLOC_MMAP_MAX_ := 0
 train: export MALLOC_TRIM_THRESHOLD_ := 100000000000
-train: data          ## the embedded model from nothing: hours on two cores, resumable
+train: data          ## the embedded model from nothing: two hours on two cores, resumable
 	$(BIN)/python -m torch.distributed.run --standalone --nproc-per-node $(PROCESSES) -m service.cli train base
 	$(BIN)/twigserve train twig
 	$(BIN)/twigserve evaluate --model-card model/weights/README.md

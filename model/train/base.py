@@ -52,6 +52,8 @@ DROP_LAYER = 12  # F
 PHASES = (
     Phase(1e-3, 50, (Stage((24, 64), 6, 4, 8, 400, 0.5, 2, each=True),)),
     _in_turns(1e-3, 50, times=60, questions=6, descriptions=2),
+    # After the first cosine 0.88 of what is asked where, and 0.91 of what is counted, was right.
+    _in_turns(8e-4, 40, times=60, questions=8, descriptions=2),
 )
 STAGES = tuple(stage for phase in PHASES for stage in phase.stages)
 ALIGN_STEPS, ALIGN_RATE = 600, 2e-3
