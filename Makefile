@@ -53,15 +53,16 @@ data/sprites.npy:    # the scene art: five open emoji sets, rendered
 
 data: data/sprites.npy
 
-# Processes that share each step of the base's training: without a GPU two of one thread each.
-PROCESSES ?= $(if $(shell command -v nvidia-smi 2>/dev/null),1,2)
+# Two processes of one thread share each step where there is no GPU.
+TRAIN := $(BIN)/python -m torch.distributed.run --standalone \
+         --nproc-per-node $(if $(shell command -v nvidia-smi 2>/dev/null),1,2) -m service.cli train
 
 # glibc: a step's large tensors stay in the heap; mapped anew each time, a step takes half as long again.
 train: export MALLOC_MMAP_MAX_ := 0
 train: export MALLOC_TRIM_THRESHOLD_ := 100000000000
 train: data          ## the embedded model from nothing: two hours on two cores, resumable
-	$(BIN)/python -m torch.distributed.run --standalone --nproc-per-node $(PROCESSES) -m service.cli train base
-	$(BIN)/twigserve train twig
+	$(TRAIN) base
+	$(TRAIN) twig
 	$(BIN)/twigserve evaluate --model-card model/weights/README.md
 
 docs: install        ## the guide, strictly: build/site

@@ -22,7 +22,6 @@ from transformers import (
 
 from model.checkpoint import EMBEDDED, EMBEDDED_BASE, EMBEDDED_TWIG, WEIGHTS_FILE, file_sha256, save_twig
 from model.config import TwigConfig
-from model.device import CPU
 from model.train.base import DROP_LAYER, BaseRun, text_config
 from model.train.features import FeaturePool, build_pool
 from model.train.processes import ALONE, Processes
@@ -59,8 +58,7 @@ def _pool(paths: Paths, tower: CLIPVisionModel, tick: Tick, processes: Processes
 
 
 def train_base(paths: Paths, tick: Tick = lambda _: None, processes: Processes = ALONE) -> None:
-    if processes.count > 2:
-        raise ValueError(f"a step is shared by one process or two, not {processes.count}")
+    _check(processes)
     paths.runs.mkdir(parents=True, exist_ok=True)
     tower_run = TowerRun(paths.runs, paths.sprites, processes)
     tower_run.train()
@@ -86,23 +84,28 @@ def write_base(vlm: LlavaForConditionalGeneration, out: Path) -> None:
 
 
 def open_base(
-    paths: Paths, tick: Tick = lambda _: None, device: torch.device = CPU
+    paths: Paths, tick: Tick = lambda _: None, processes: Processes = ALONE
 ) -> tuple[LlavaForConditionalGeneration, PreTrainedTokenizerFast, FeaturePool]:
     """The trained base in float32, its tokenizer, and the features of its tower."""
-    vlm = LlavaForConditionalGeneration.from_pretrained(paths.base, dtype=torch.float32).to(device)
+    vlm = LlavaForConditionalGeneration.from_pretrained(paths.base, dtype=torch.float32)
+    vlm = vlm.to(processes.device)
     tokenizer = AutoTokenizer.from_pretrained(paths.base)
-    tower = CLIPVisionModel(TOWER_CONFIG).to(device)
+    tower = CLIPVisionModel(TOWER_CONFIG).to(processes.device)
     tower.load_state_dict(vlm.model.vision_tower.state_dict())
-    return vlm, tokenizer, _pool(paths, tower.eval(), tick)
+    return vlm, tokenizer, _pool(paths, tower.eval(), tick, processes)
 
 
 def train_twig(paths: Paths, tick: Tick = lambda _: None, processes: Processes = ALONE) -> None:
-    if processes.count > 1:
-        raise ValueError(f"the embedded twig is trained by one process, not {processes.count}")
-    vlm, tokenizer, pool = open_base(paths, tick, processes.device)
-    run = TwigRun(paths.runs, vlm, pool, tokenizer, FORK_LAYER, TWIG_LAYERS, DROP_LAYER)
+    _check(processes)
+    vlm, tokenizer, pool = open_base(paths, tick, processes)
+    run = TwigRun(paths.runs, vlm, pool, tokenizer, FORK_LAYER, TWIG_LAYERS, DROP_LAYER, processes=processes)
     run.train()
-    write_twig(run, paths.base, paths.twig, tokenizer)
+    processes.in_turn(lambda: write_twig(run, paths.base, paths.twig, tokenizer))
+
+
+def _check(processes: Processes) -> None:
+    if processes.count > 2:
+        raise ValueError(f"a step is shared by one process or two, not {processes.count}")
 
 
 def write_twig(run: TwigRun, base: Path, out: Path, tokenizer: PreTrainedTokenizerFast) -> None:

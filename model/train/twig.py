@@ -23,6 +23,7 @@ from model.train.lessons import SHARES, Lessons, twig_loss
 from model.train.loop import Checkpoint, cosine_rate, run_steps, stage_at, update
 from model.train.optimizer import LayersAndRest
 from model.train.pack import Packed, Packer
+from model.train.processes import ALONE, Processes
 from model.train.reading import FrozenBase, Reading, through
 from model.train.twig_module import Start, Twig
 
@@ -52,10 +53,11 @@ class TwigRun:
         lessons: Lessons | None = None,
         start: Start = "base",
         stages: Sequence[Stage] | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         torch.manual_seed(1)
         precision.speed_up(vlm)
-        self.vlm, self.pool = vlm, pool
+        self.vlm, self.pool, self.processes = vlm, pool, processes
         self.lessons, self.stages = lessons or LESSONS, stages or STAGES
         self.base = FrozenBase(vlm, fork_layer, drop_layer)
         self.packer = Packer(tokenizer, IMAGE_TOKENS)
@@ -68,17 +70,19 @@ class TwigRun:
         return sum(stage.steps for stage in self.stages)
 
     def train(self) -> None:
-        run_steps("twig", self.checkpoint, self.checkpoint.load(), self.steps, self._step)
+        done = self.checkpoint.load()
+        run_steps("twig", self.checkpoint, done, self.steps, self._step, lead=self.processes.lead)
 
     def _step(self, step: int) -> dict[str, float]:
-        packed, visual, _ = random_batch(self.pool, self.packer, stage_at(self.stages, step), [step, 13])
+        stage = stage_at(self.stages, step)
+        packed, visual, _ = random_batch(self.pool, self.packer, stage, [step, 13], self.processes)
         packed, visual = packed.to(self.vlm.device), visual.to(self.vlm.device)
         share = float(np.random.default_rng([step, 19]).choice(SHARES))
         with precision.autocast(self.vlm.device):
             reading = self._read(packed, visual)
             loss, logits = twig_loss(self.twig, self.base, reading, self.lessons, step, share)
         rate = cosine_rate(LEARNING_RATE, step, 50, step / self.steps)
-        update(self.optimizer, self.twig, loss, rate)
+        update(self.optimizer, self.twig, loss, rate, self.processes)
         right = (logits.argmax(-1) == packed.target).float().mean()
         return {"loss": loss.item(), "right": right.item()}
 
