@@ -1,11 +1,13 @@
 """The making of the embedded model in two commands: `train base` (tower, features, decoder), `train twig`.
 
-Every stage resumes from its checkpoint in the runs folder. Weights are trained in float32 and written in
-bfloat16, in the formats of DESIGN: a Hugging Face LLaVA directory, and the published twig format.
+Every stage resumes from its checkpoint in the runs folder; what was made of other weights is not used.
+Weights are trained in float32 and written in bfloat16, in the formats of DESIGN: a Hugging Face LLaVA
+directory, and the published twig format.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ from transformers import (
 
 from model.checkpoint import EMBEDDED, EMBEDDED_BASE, EMBEDDED_TWIG, WEIGHTS_FILE, file_sha256, save_twig
 from model.config import TwigConfig
+from model.device import CPU
 from model.train.base import DROP_LAYER, BaseRun, text_config
 from model.train.features import FeaturePool, build_pool
 from model.train.processes import ALONE, Processes
@@ -54,7 +57,16 @@ def paths(sprites: Path, runs: Path, out: Path | None = None) -> Paths:
 
 
 def _pool(paths: Paths, tower: CLIPVisionModel, tick: Tick, processes: Processes = ALONE) -> FeaturePool:
-    return build_pool(tower, paths.sprites, paths.runs / "features.npy", POOL_SCENES, tick, processes)
+    store = paths.runs / f"features-{tower_id(tower)}.npy"
+    return build_pool(tower, paths.sprites, store, POOL_SCENES, tick, processes)
+
+
+def tower_id(tower: CLIPVisionModel) -> str:
+    """The same of a tower in float32 and of the bfloat16 that is written of it."""
+    digest = hashlib.sha256()
+    for _, weight in sorted(tower.state_dict().items()):
+        digest.update(weight.to(CPU, torch.bfloat16).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def train_base(paths: Paths, tick: Tick = lambda _: None, processes: Processes = ALONE) -> None:
@@ -98,7 +110,9 @@ def open_base(
 def train_twig(paths: Paths, tick: Tick = lambda _: None, processes: Processes = ALONE) -> None:
     _check(processes)
     vlm, tokenizer, pool = open_base(paths, tick, processes)
-    run = TwigRun(paths.runs, vlm, pool, tokenizer, FORK_LAYER, TWIG_LAYERS, DROP_LAYER, processes=processes)
+    out = paths.runs / f"twig-{file_sha256(paths.base / WEIGHTS_FILE)[:16]}"
+    out.mkdir(exist_ok=True)
+    run = TwigRun(out, vlm, pool, tokenizer, FORK_LAYER, TWIG_LAYERS, DROP_LAYER, processes=processes)
     run.train()
     processes.in_turn(lambda: write_twig(run, paths.base, paths.twig, tokenizer))
 

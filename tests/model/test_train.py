@@ -33,7 +33,7 @@ from model.train.forward import forward_packed
 from model.train.lessons import Lessons
 from model.train.loop import stage_at
 from model.train.pack import Packer
-from model.train.recipe import Paths, write_base
+from model.train.recipe import Paths, tower_id, write_base
 from model.train.tokenizer import save_processor
 from model.train.tower import TOWER_CONFIG, TowerRun
 from model.train.twig import TwigRun
@@ -180,6 +180,16 @@ def test_ablations_train_measure_and_go_on(
 
 def _opened(base: Path) -> LlavaForConditionalGeneration:
     return LlavaForConditionalGeneration.from_pretrained(base, dtype=torch.float32)
+
+
+def test_a_towers_features_are_not_those_of_another() -> None:
+    """A twig behind a new base learned from the old one's features, which lay in the same folder."""
+    torch.manual_seed(0)
+    first, second = CLIPVisionModel(TOWER_CONFIG), CLIPVisionModel(TOWER_CONFIG)
+    assert tower_id(first) != tower_id(second)
+    written = CLIPVisionModel(TOWER_CONFIG)
+    written.load_state_dict({name: weight.bfloat16() for name, weight in first.state_dict().items()})
+    assert tower_id(written) == tower_id(first)
 
 
 def test_stages_follow_each_other() -> None:
