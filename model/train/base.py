@@ -39,21 +39,19 @@ from model.train.questions import Questions
 from model.train.tower import TOWER_CONFIG
 
 
-def _in_turns(
-    rate: float, warmup_steps: int, *, times: int, questions: int, descriptions: int
-) -> Phase[Stage]:
-    """Few visual tokens of many scenes and all of few, ten steps each."""
-    few = Stage((40, 160), 6, questions, 16, 10, 0.75, descriptions, each=True)
-    whole = Stage((IMAGE_TOKENS, IMAGE_TOKENS), 6, questions, 6, 10, 0.75, descriptions, each=True)
-    return Phase(rate, warmup_steps, (few, whole) * times)
+def _in_turns(rate: float, warmup_steps: int, questions: int) -> Phase[Stage]:
+    """Few visual tokens of many scenes and all of few, ten steps each, sixty times."""
+    few = Stage((40, 160), questions, 16, 10, 0.75, 2, each=True)
+    whole = Stage((IMAGE_TOKENS, IMAGE_TOKENS), questions, 6, 10, 0.75, 2, each=True)
+    return Phase(rate, warmup_steps, (few, whole) * 60)
 
 
 DROP_LAYER = 12  # F
 PHASES = (
-    Phase(1e-3, 50, (Stage((24, 64), 6, 4, 8, 400, 0.5, 2, each=True),)),
-    _in_turns(1e-3, 50, times=60, questions=6, descriptions=2),
+    Phase(1e-3, 50, (Stage((24, 64), 4, 8, 400, 0.5, 2, each=True),)),
+    _in_turns(1e-3, 50, questions=6),
     # After the first cosine 0.88 of what is asked where, and 0.91 of what is counted, was right.
-    _in_turns(8e-4, 40, times=60, questions=8, descriptions=2),
+    _in_turns(8e-4, 40, questions=8),
 )
 STAGES = tuple(stage for phase in PHASES for stage in phase.stages)
 ALIGN_STEPS, ALIGN_RATE = 600, 2e-3

@@ -24,14 +24,12 @@ class Stage:
     """What a step sees.
 
     visual: visual tokens a scene (least, most), half of them of objects unless all are shown.
-    objects: the most objects a scene; one first, since retrieving what a patch shows is learned from
-    scenes where there is little else to retrieve. descriptions, questions: turns a scene. hidden: share of
-    the steps in which the layers after the drop layer see text alone, as they will under pruning. each: the
-    questions of every noun besides, how many and where.
+    descriptions, questions: turns a scene. hidden: share of the steps in which the layers after the drop
+    layer see text alone, as they will under pruning. each: the questions of every noun besides, how many and
+    where.
     """
 
     visual: tuple[int, int]
-    objects: int
     questions: int
     batch: int
     steps: int
@@ -53,7 +51,7 @@ def random_batch(
 ) -> Batch:
     """This process's share of it."""
     rng = np.random.default_rng(seed)
-    picks = rng.choice(pool.with_at_most(stage.objects), size=stage.batch)
+    picks = rng.choice(len(pool.scenes), size=stage.batch)
     count = int(rng.integers(stage.visual[0], stage.visual[1] + 1))
     kept = [random_visual_tokens(pool.scenes[pick], rng, count) for pick in picks]
     scenes = [pool.scenes[pick] for pick in picks]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +27,6 @@ class FeaturePool:
 
     features: np.ndarray
     scenes: list[Scene]
-
-    def with_at_most(self, objects: int) -> np.ndarray:
-        """Numbers of the scenes with no more objects than that."""
-        return np.flatnonzero([len(scene.objects) <= objects for scene in self.scenes])
 
     def visual(self, picks: np.ndarray, kept: list[np.ndarray]) -> torch.Tensor:
         """[B, V, hidden]: the chosen visual tokens of the chosen scenes."""
@@ -75,6 +70,7 @@ def build_pool(
         last = number % processes.count == processes.count - 1 or start + BATCH >= count
         if last and start >= done:
             processes.wait()
-            processes.in_turn(functools.partial(done_path.write_text, str(start + len(batch))))
+            if processes.lead:
+                done_path.write_text(str(start + len(batch)))
         tick(len(batch))
     return FeaturePool(store, scenes)

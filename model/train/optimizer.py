@@ -19,15 +19,15 @@ class LayersAndRest:
     """rate: of AdamW; Muon's steps are scaled to the same size. decay: of everything but vectors."""
 
     def __init__(self, network: nn.Module, *, rate: float, betas: tuple[float, float], decay: float) -> None:
-        named = [
-            (name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad
+        trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
+        matrices = {name: p for name, p in trained.items() if p.ndim == 2 and ".layers." in name}
+        rest = [p for name, p in trained.items() if name not in matrices]
+        groups = [
+            {"params": [p for p in rest if p.ndim >= 2], "weight_decay": decay},
+            {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
         ]
-        matrices = [p for name, p in named if p.ndim == 2 and ".layers." in name]
-        tables = [p for name, p in named if p.ndim > 2 or (p.ndim == 2 and ".layers." not in name)]
-        vectors = [p for _, p in named if p.ndim < 2]
-        groups = [{"params": tables, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
         self.parts: tuple[torch.optim.Optimizer, ...] = (
-            torch.optim.Muon(matrices, rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.Muon(matrices.values(), rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW(groups, rate, betas=betas),
         )
 

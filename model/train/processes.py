@@ -1,6 +1,6 @@
 """One training run over the processes that `torchrun` started, or over this one alone.
 
-Invariant: what a step computes does not depend on how many processes share it.
+Invariant: what a step takes does not depend on how many processes share it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class Processes:
         )
 
     def average(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Their gradients, each the mean over all processes from now on."""
+        """Their gradients, each the mean over all processes from now on, which count alike: of losses over
+        unlike numbers of tokens it is nearly, not quite, what one process alone would have."""
         if self.count == 1:
             return
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]

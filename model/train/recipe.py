@@ -56,7 +56,7 @@ def paths(sprites: Path, runs: Path, out: Path | None = None) -> Paths:
     return Paths(sprites, runs, base, twig)
 
 
-def _pool(paths: Paths, tower: CLIPVisionModel, tick: Tick, processes: Processes = ALONE) -> FeaturePool:
+def _pool(paths: Paths, tower: CLIPVisionModel, tick: Tick, processes: Processes) -> FeaturePool:
     store = paths.runs / f"features-{tower_id(tower)}.npy"
     return build_pool(tower, paths.sprites, store, POOL_SCENES, tick, processes)
 

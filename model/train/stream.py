@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from model.scenes.art import load_sprites
 from model.scenes.compose import GRID, IMAGE_PX, PATCH_PX, TRAIN_SEEDS, Scene, draw, random_scene
 from model.scenes.words import COLOR_NAMES, NOUNS, PATTERNS
-from model.train.processes import ALONE, Processes
+from model.train.processes import Processes
 
 CLIP_MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
 CLIP_STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
@@ -43,9 +43,7 @@ class WindowStream(IterableDataset[dict[str, Any]]):
     to the next.
     """
 
-    def __init__(
-        self, sprites: Path, side: int, objects: tuple[int, int], start: int, every: int = 1
-    ) -> None:
+    def __init__(self, sprites: Path, side: int, objects: tuple[int, int], start: int, every: int) -> None:
         self.sprites, self.side, self.objects = sprites, side, objects
         self.start, self.every = start, every
 
@@ -81,7 +79,7 @@ class WindowStream(IterableDataset[dict[str, Any]]):
 
 
 def window_loader(
-    sprites: Path, side: int, objects: tuple[int, int], batch: int, start: int, processes: Processes = ALONE
+    sprites: Path, side: int, objects: tuple[int, int], batch: int, start: int, processes: Processes
 ) -> DataLoader[dict[str, Any]]:
     """This process's share of each batch."""
     stream = WindowStream(sprites, side, objects, start + processes.rank, processes.count)

@@ -12,6 +12,8 @@ from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
 from model.native.library import Library, load_library
+from model.scenes.art import SPRITE_PX
+from model.scenes.words import NOUNS, STYLES
 from model.train.conversations import Conversation, read_conversations
 from model.train.tokenizer import make_tokenizer
 from tests.model.harness import World
@@ -30,6 +32,15 @@ def _one_thread() -> None:
 def tokenizer() -> PreTrainedTokenizerFast:
     """The embedded model's."""
     return make_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def sprites(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Art of noise."""
+    path = tmp_path_factory.mktemp("art") / "sprites.npy"
+    shape = (len(NOUNS), len(STYLES), SPRITE_PX, SPRITE_PX, 4)
+    np.save(path, np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8))
+    return path
 
 
 @pytest.fixture(scope="session")

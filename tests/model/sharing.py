@@ -1,7 +1,8 @@
-"""What each of two processes does in `test_shared_steps`; run by torchrun with a folder to read and write."""
+"""Two processes by torchrun, and what each does in `test_shared_steps`, with a folder to read and write."""
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +15,16 @@ from model.train.processes import ALONE, Processes, joined
 from model.train.tower import TOWER_CONFIG
 
 SCENES = 40  # three batches, of which the last is short
+
+
+def run_in_two(module: str, *arguments: str, seconds: float) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    process = subprocess.Popen([*torchrun, "-m", module, *arguments])
+    try:
+        assert process.wait(seconds) == 0
+    finally:
+        process.terminate()  # not kill: it has to end its own children
+        process.wait(60)
 
 
 def pool_of(folder: Path, name: str, processes: Processes = ALONE) -> FeaturePool:

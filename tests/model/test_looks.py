@@ -6,6 +6,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from model.scenes.language import Turn
+from model.train.batches import IMAGE_TOKENS
 from model.train.forward import forward_packed
 from model.train.looks import Looks
 from model.train.pack import Packer
@@ -20,8 +21,8 @@ def test_many_places_are_each_alone(tokenizer: PreTrainedTokenizerFast) -> None:
     vlm = decoder(tokenizer, LAYER)
     looks = Looks(vlm, [LAYER])
     turns = [Turn("count", "How many dogs are there?", answer) for answer in ("One dog.", "Two dogs.")]
-    kept = torch.arange(0, 576, 40).numpy()
-    packed = Packer(tokenizer, 576).pack([[turns[0]], turns], [kept, kept])
+    kept = torch.arange(0, IMAGE_TOKENS, 40).numpy()
+    packed = Packer(tokenizer, IMAGE_TOKENS).pack([[turns[0]], turns], [kept, kept])
     forward_packed(vlm, packed, torch.randn(2, len(kept), TOWER_CONFIG.hidden_size))
     length = packed.ids.shape[1]
     at = torch.tensor([length + 30, 25, length + 35, length + 30, 22, 2 * length - 1])

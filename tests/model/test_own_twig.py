@@ -17,7 +17,7 @@ from model.request import Request, SamplingParams
 from model.train.conversations import Conversation, DataError
 from model.train.lessons import Lessons, foresight, twig_loss
 from model.train.own_twig import Machine, OwnTwigRun, TwigRecipe
-from model.train.processes import Processes
+from model.train.processes import ALONE
 from model.train.twig_module import Twig
 from model.train.under_pruning import pruning_loss
 from model.words import Words
@@ -28,7 +28,6 @@ from tests.model.said import ITEMS
 from tests.model.tiny import Shape, TwigShape
 
 CPU = torch.device("cpu")
-ALONE = Processes(0, 1, CPU)
 SHAPE = Shape(max_len=512)
 RECIPE = TwigRecipe(twig_layers=2, drop_layer=4, learning_rate=3e-3, batch=4, passes=12, foresight_weight=0.6)
 MACHINE = Machine(micro_batch=1, workers=1, dtype="float32")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from typer.testing import CliRunner
 
 from service.cli import app
 from tests.model.harness import World
+from tests.model.sharing import run_in_two
 from tests.model.tiny import Shape, TwigShape
 
 
@@ -32,13 +31,7 @@ def test_two_processes_train_the_same_twig_as_one(world: World, data: Path, tmp_
     alone, two = (["--runs", str(tmp_path / name), "--out", str(tmp_path / f"{name}-twig")] for name in "ab")
     done = CliRunner().invoke(app, [*options, *alone])
     assert done.exit_code == 0, done.output
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    process = subprocess.Popen([*torchrun, "-m", "service.cli", *options, *two])
-    try:
-        assert process.wait(500) == 0
-    finally:
-        process.terminate()  # not kill: it has to end its own children
-        process.wait(60)
+    run_in_two("service.cli", *options, *two, seconds=500)
     first, second = (load_file(tmp_path / f"{name}-twig" / "model.safetensors") for name in "ab")
     assert first.keys() == second.keys()
     for name, weight in first.items():

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,34 +12,24 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from model.device import CPU
-from model.scenes.art import SPRITE_PX
-from model.scenes.words import NOUNS, STYLES
 from model.train.batches import IMAGE_TOKENS, Stage, random_batch
 from model.train.optimizer import LayersAndRest
 from model.train.pack import Packer
 from model.train.processes import Processes
-from tests.model.sharing import pool_of
+from tests.model.sharing import pool_of, run_in_two
 
 RATE, MATRIX = 1e-2, "decoder.layers.0.weight"
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("shared")
-    shape = (len(NOUNS), len(STYLES), SPRITE_PX, SPRITE_PX, 4)
-    np.save(folder / "sprites.npy", np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8))
-    return folder
+@pytest.fixture
+def folder(tmp_path: Path, sprites: Path) -> Path:
+    (tmp_path / "sprites.npy").symlink_to(sprites)
+    return tmp_path
 
 
 @pytest.mark.timeout(300)  # three more processes that import torch, on however busy a machine
 def test_two_processes_agree_and_share(folder: Path) -> None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    process = subprocess.Popen([*torchrun, "-m", "tests.model.sharing", str(folder)])
-    try:
-        assert process.wait(250) == 0
-    finally:
-        process.terminate()  # not kill: it has to end its own children
-        process.wait(60)
+    run_in_two("tests.model.sharing", str(folder), seconds=250)
     for rank in range(2):
         seen = torch.load(folder / f"{rank}.pt")
         assert torch.equal(seen["weight"], torch.ones(2, 3)), "the lead's"
@@ -53,7 +41,7 @@ def test_two_processes_agree_and_share(folder: Path) -> None:
 
 def test_shares_are_the_whole_batch(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     pool, packer = pool_of(folder, "whole.npy"), Packer(tokenizer, IMAGE_TOKENS)
-    stage = Stage((8, 16), 6, 2, 4, 1, each=True)
+    stage = Stage((8, 16), 2, 4, 1, each=True)
     whole = random_batch(pool, packer, stage, [3])
     for rank in range(2):
         packed, visual, scenes = random_batch(pool, packer, stage, [3], Processes(rank, 2, CPU))

@@ -17,9 +17,7 @@ from transformers import (
 )
 
 from model.evaluate import run as run_module
-from model.scenes.art import SPRITE_PX
 from model.scenes.language import turns
-from model.scenes.words import NOUNS, STYLES
 from model.train import ablations as ablations_module
 from model.train import base as base_module
 from model.train import tower as tower_module
@@ -37,14 +35,6 @@ from model.train.recipe import Paths, tower_id, write_base
 from model.train.tokenizer import save_processor
 from model.train.tower import TOWER_CONFIG, TowerRun
 from model.train.twig import TwigRun
-
-
-@pytest.fixture(scope="module")
-def sprites(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("art") / "sprites.npy"
-    shape = (len(NOUNS), len(STYLES), SPRITE_PX, SPRITE_PX, 4)
-    np.save(path, np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -123,10 +113,10 @@ def test_base_and_twig_train_and_load_unmodified(
 ) -> None:
     monkeypatch.setattr(base_module, "ALIGN_STEPS", 1)
     monkeypatch.setattr(base_module.BaseRun, "_start_heads", lambda _: None)
-    stages = Stage((8, 16), 6, 1, 2, 2), Stage((8, 16), 6, 1, 2, 1, hidden=1.0, each=True)
+    stages = Stage((8, 16), 1, 2, 2), Stage((8, 16), 1, 2, 1, hidden=1.0, each=True)
     monkeypatch.setattr(base_module, "STAGES", stages)
     monkeypatch.setattr(base_module, "PHASES", (base_module.Phase(1e-3, 1, stages),))
-    monkeypatch.setattr(twig_module, "STAGES", (Stage((8, 16), 6, 1, 2, 2),))
+    monkeypatch.setattr(twig_module, "STAGES", (Stage((8, 16), 1, 2, 2),))
     run = BaseRun(tmp_path, pool, tokenizer)
     run.train()
     save_processor(tmp_path / "base")
@@ -160,7 +150,7 @@ def test_ablations_train_measure_and_go_on(
     processor = save_processor(tmp_path / "base")
     write_base(new_base(processor.tokenizer), tmp_path / "base")
     monkeypatch.setattr(ablations_module, "open_base", lambda paths: (_opened(paths.base), tokenizer, pool))
-    monkeypatch.setattr(ablations_module, "STAGES", (Stage((8, 16), 6, 1, 2, 2),))
+    monkeypatch.setattr(ablations_module, "STAGES", (Stage((8, 16), 1, 2, 2),))
     monkeypatch.setattr(run_module, "task_scores", lambda _items, _answers: {"describe": 0.5})
     monkeypatch.setattr(run_module, "MAX_TOKENS", 6)
     paths = Paths(sprites, tmp_path / "runs", tmp_path / "base", tmp_path / "twig")
@@ -193,7 +183,7 @@ def test_a_towers_features_are_not_those_of_another() -> None:
 
 
 def test_stages_follow_each_other() -> None:
-    stages = (Stage((1, 1), 6, 1, 1, 3), Stage((2, 2), 6, 1, 1, 2))
+    stages = (Stage((1, 1), 1, 1, 3), Stage((2, 2), 1, 1, 2))
     assert [stage_at(stages, step).visual[0] for step in range(7)] == [1, 1, 1, 2, 2, 2, 2]
 
 
