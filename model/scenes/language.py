@@ -94,6 +94,11 @@ def ask_describe(scene: Scene, rng: np.random.Generator) -> Turn:
     return Turn("describe", prompt, DESCRIPTIONS[prompt](scene))
 
 
+def ask_list(scene: Scene, rng: np.random.Generator) -> Turn:
+    lists = [prompt for prompt, way in DESCRIPTIONS.items() if way is listed]
+    return Turn("describe", str(rng.choice(lists)), listed(scene))
+
+
 def _pick(scene: Scene, rng: np.random.Generator, present: float) -> str:
     """A noun that is in the scene with probability `present`."""
     there = [thing.noun for thing in scene.objects]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from model.scenes.compose import GRID, Scene, object_patches
-from model.scenes.language import ask_each, turns
+from model.scenes.language import ask_each, ask_list, turns
 from model.train.features import FeaturePool
 from model.train.lessons import STRIPES
 from model.train.pack import Packed, Packer
@@ -26,7 +26,7 @@ class Stage:
     visual: visual tokens a scene (least, most), half of them of objects unless all are shown.
     descriptions, questions: turns a scene. hidden: share of the steps in which the layers after the drop
     layer see text alone, as they will under pruning. each: the questions of every noun besides, how many and
-    where.
+    where. lists: a list of the objects besides, and its words before a noun counted each by itself.
     """
 
     visual: tuple[int, int]
@@ -36,6 +36,7 @@ class Stage:
     hidden: float = 0.0
     descriptions: int = 1
     each: bool = False
+    lists: bool = False
 
 
 class Batch(NamedTuple):
@@ -58,6 +59,8 @@ def random_batch(
     asked = [turns(scene, rng, stage.questions, stage.descriptions) for scene in scenes]
     if stage.each:
         asked = [some + ask_each(scene, rng) for some, scene in zip(asked, scenes, strict=True)]
+    if stage.lists:
+        asked = [[*some, ask_list(scene, rng)] for some, scene in zip(asked, scenes, strict=True)]
     own = slice(processes.rank, None, processes.count)
     return Batch(packer.pack(asked[own], kept[own]), pool.visual(picks[own], kept[own]), scenes[own])
 

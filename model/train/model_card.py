@@ -21,8 +21,8 @@ nine places, on coloured and patterned grounds.
 **What it cannot do:** photographs, drawings in other styles, text in pictures, anything said in other words
 than its own, any language but English. It answers those too, wrongly. What the table gives a low mark it
 does badly: look there before you rely on questions or on pruning. "Describe the image." it answers best: a
-list of the objects says "a elephant", and often names one twice where it should count two or leaves one out,
-and how they are arranged is told with relations left out or repeated. Use it for nothing but this project.
+list of the objects often says one twice where it should count two, or leaves one out, and how they are
+arranged is told with relations left out or repeated. Use it for nothing but this project.
 
 ## Figures
 

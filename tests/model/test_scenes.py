@@ -28,6 +28,7 @@ from model.scenes.language import (
     arranged,
     ask_color,
     ask_each,
+    ask_list,
     describe,
     in_a_sentence,
     listed,
@@ -175,6 +176,13 @@ def test_each_noun_is_asked_for_and_one_that_is_not_there() -> None:
         ["Two bees.", "One fox.", "At the top and at the bottom.", absent]
     )
     assert absent not in ("No bees.", "No foxes.")
+
+
+def test_a_list_is_asked_for_in_its_own_words() -> None:
+    scene = a_scene(("bee", "small", "top"), ("owl", "large", "left"), ("bee", "large", "bottom"))
+    asked = [ask_list(scene, rng(seed)) for seed in range(8)]
+    assert {turn.prompt for turn in asked} == {"What is in the image?", "List the objects."}
+    assert {turn.answer for turn in asked} == {"Two bees and an owl."}
 
 
 def test_nouns_are_plenty_and_distinct() -> None:

@@ -41,7 +41,7 @@ def test_two_processes_agree_and_share(folder: Path) -> None:
 
 def test_shares_are_the_whole_batch(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     pool, packer = pool_of(folder, "whole.npy"), Packer(tokenizer, IMAGE_TOKENS)
-    stage = Stage((8, 16), 2, 4, 1, each=True)
+    stage = Stage((8, 16), 2, 4, 1, each=True, lists=True)
     whole = random_batch(pool, packer, stage, [3])
     for rank in range(2):
         packed, visual, scenes = random_batch(pool, packer, stage, [3], Processes(rank, 2, CPU))
