@@ -55,7 +55,7 @@ PHASES = (
     _in_turns(1e-3, 50, questions=6),
     # After the first cosine 0.88 of what is asked where, and 0.91 of what is counted, was right.
     _in_turns(8e-4, 40, questions=8),
-    # After the second 25 of 348 articles in lists were wrong, all of them "a" that should have been "an".
+    # After the second 25 of 348 articles in lists were wrong, and "an" was hardly ever said.
     _in_turns(8e-4, 40, questions=8, lists=True),
     # To settle: a background in a hundred was told wrong that had been right before.
     _in_turns(2.5e-4, 10, questions=8, lists=True, times=10),

@@ -4,8 +4,8 @@ A description has to find, among all that the picture shows, what comes next in 
 each noun once. Taught by their words alone, lists said a noun again that had been said, and left others out
 (docs/log.md). So before each noun that is told and was not asked about, the last head of one layer is led to
 look at the visible patches which show it, and the noun has to be known before the visual tokens are dropped.
-So have, in the last steps, the words that stand before a noun and hang on it: "an", "two", "small". There the
-loss at the end counts them too: what the base knew before the drop layer, its last layers said "a" over.
+So have, in the last phases, the words that stand before a noun and hang on it: "an", "two", "small". There
+the loss at the end counts them too: what the base knew before the drop layer, its last layers said "a" over.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from model.train.questions import EARLY_WEIGHT
 NAMING_LAYER = 8
 # What a noun decides that stands before it.
 LEADING = ("a", "an", *NUMBERS, *SIZE_PX)
+LEADING_WEIGHT = 1.0
 
 
 class Naming:
@@ -60,9 +61,10 @@ class Naming:
         told = packed.ids.flatten()[at + 1]
         share = self._share(told)
         total = -log_share(scores, wanted).mean()
-        for states in (before, hidden) if leading else (before,):
+        weight, told_by = (LEADING_WEIGHT, (before, hidden)) if leading else (EARLY_WEIGHT, (before,))
+        for states in told_by:
             each = F.cross_entropy(self.vlm.lm_head(states[at]).float(), told, reduction="none")
-            total = total + (1 + leading) * EARLY_WEIGHT * (share * each).sum()
+            total = total + weight * (share * each).sum()
         return total
 
     def _share(self, told: Tensor) -> Tensor:
