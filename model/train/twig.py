@@ -32,7 +32,7 @@ LEARNING_RATE = 1e-3
 STAGES = (
     Stage((48, 96), 8, 8, 300),
     Stage((96, 192), 8, 8, 100),
-    Stage((IMAGE_TOKENS, IMAGE_TOKENS), 5, 6, 1000, descriptions=2),
+    Stage((IMAGE_TOKENS, IMAGE_TOKENS), 5, 6, 2400, descriptions=2),
 )
 LESSONS = Lessons(foresight_weight=1.0, foresight_steps=1)
 
