@@ -16,7 +16,7 @@ def task_scores(items: Sequence[Item], results: Sequence[Answer]) -> Marks:
     """Task -> share right. A description's score is the mean of its parts (see `description_parts`)."""
     answered: defaultdict[str, list[bool]] = defaultdict(list)
     for item, result in zip(items, results, strict=True):
-        if not _is_scene_description(item):
+        if description_of(item, result) is None:
             answered[item.turn.task].append(same_answer(result.text, item.turn.answer))
     tasks = {task: _ratio(sum(marks), len(marks)) for task, marks in sorted(answered.items())}
     parts = description_parts(items, results)
@@ -25,16 +25,16 @@ def task_scores(items: Sequence[Item], results: Sequence[Answer]) -> Marks:
 
 def description_parts(items: Sequence[Item], results: Sequence[Answer]) -> Marks:
     """recall, precision: of objects named. place: of the named. size: of the placed. {} without scenes."""
-    scores = [
-        score_description(item.scene, result.text)
-        for item, result in zip(items, results, strict=True)
-        if item.scene is not None and _is_scene_description(item)
-    ]
+    told = [description_of(item, result) for item, result in zip(items, results, strict=True)]
+    scores = [score for score in told if score is not None]
     return _parts(scores) if scores else {}
 
 
-def _is_scene_description(item: Item) -> bool:
-    return item.scene is not None and item.turn.task == "describe"
+def description_of(item: Item, result: Answer) -> DescriptionScore | None:
+    """None where no scene is to be described."""
+    if item.scene is None or item.turn.task != "describe":
+        return None
+    return score_description(item.scene, result.text)
 
 
 def _parts(scores: list[DescriptionScore]) -> Marks:

@@ -48,8 +48,9 @@ tasks of pruned divided by unpruned. R̄ is the average number of visual tokens 
 
 `ttp` is the twig's attention. The others rank by lot, by an even grid, by the attention of base layer K
 (`fastv`) and of layer K+T (`fastv_deep`), and by the vision tower's [CLS] attention (`saliency`). They share
-everything else: the layers that prune, the budget arithmetic, the drafts. Acceptance is of drafted tokens at
-θ={threshold:g}, γ={drafts}.
+everything else: the layers that prune, the budget arithmetic, the drafts. How far `ttp` is ahead of a row is
+the 95 % interval of a bootstrap over pictures, paired: two ways whose interval holds 0 cannot be told apart.
+Acceptance is of drafted tokens at θ={threshold:g}, γ={drafts}.
 
 {methods}
 

@@ -15,6 +15,7 @@ from model.checkpoint import resolve
 from model.config import EngineConfig
 from model.engine import Engine
 from model.evaluate.answers import Answer, Answers, fingerprint
+from model.evaluate.intervals import ahead, tally
 from model.evaluate.items import Item
 from model.evaluate.marks import description_parts, task_scores
 from model.evaluate.tables import with_rel_acc
@@ -105,10 +106,14 @@ class Asker:
             **budget,
         )
 
+    def answered(self, way: Way, items: Sequence[Item]) -> list[Answer]:
+        """Of a way in which all the items have been asked."""
+        found = [self.answers.get(way.name, item.key) for item in items]
+        return [answer for answer in found if answer is not None]
+
     def entry(self, way: Way, items: Sequence[Item]) -> Entry:
         """Marks of a way in which all the items have been asked."""
-        found = [self.answers.get(way.name, item.key) for item in items]
-        answers = [answer for answer in found if answer is not None]
+        answers = self.answered(way, items)
         drafted, accepted, rounds, tokens = (
             sum(getattr(answer, name) for answer in answers)
             for name in ("drafted", "accepted", "rounds", "tokens")
@@ -166,7 +171,15 @@ def ask(engine: Engine, requests: Sequence[Request]) -> list[Result]:
 def evaluate_ways(
     asker: Asker, items: Sequence[Item], ways: Sequence[Way], tick: Tick = lambda _: None
 ) -> list[Entry]:
-    """ways: the unpruned one first."""
+    """ways: the unpruned one first. `ttp_ahead`: see `model.evaluate.intervals`."""
     asker.ask(ways, items, tick)
     entries = [asker.entry(way, items) for way in ways]
-    return with_rel_acc(entries, entries[0])
+    entries = with_rel_acc(entries, entries[0])
+    tallies = {(way.method, way.retained): tally(items, asker.answered(way, items)) for way in ways}
+    for entry in entries:
+        method, budget = entry["method"], entry["retained_tokens"]
+        if method not in (NONE, "ttp") and (twig := tallies.get(("ttp", budget))):
+            entry["ttp_ahead"] = ahead(
+                twig, tallies[method, budget], tallies[ways[0].method, ways[0].retained]
+            )
+    return entries

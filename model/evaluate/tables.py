@@ -24,16 +24,30 @@ def with_rel_acc(entries: Sequence[Entry], unpruned: Entry) -> list[Entry]:
 
 def _rows(entries: Sequence[Entry]) -> tuple[list[str], list[list[str]]]:
     tasks, parts = list(entries[0]["tasks"]), list(entries[0]["description"])
-    head = ["method", "R̄", "RelAcc", *tasks, *parts, "acceptance", "tokens/round"]
+    compared = any("ttp_ahead" in entry for entry in entries)
+    head = [
+        "method",
+        "R̄",
+        "RelAcc",
+        *["ttp ahead, 95 %"][:compared],
+        *tasks,
+        *parts,
+        "acceptance",
+        "tokens/round",
+    ]
     rows = []
     for entry in entries:
         scores = [entry["tasks"][task] for task in tasks] + [entry["description"][part] for part in parts]
-        figures = [entry["rel_acc"], *scores, entry["acceptance"]]
         rows.append([
-            entry["method"], str(entry["retained_tokens"]), *(f"{figure:.3f}" for figure in figures),
-            f"{entry['tokens_per_round']:.2f}",
+            entry["method"], str(entry["retained_tokens"]), f"{entry['rel_acc']:.4f}",
+            *[_interval(entry.get("ttp_ahead"))][:compared],
+            *(f"{score:.3f}" for score in [*scores, entry["acceptance"]]), f"{entry['tokens_per_round']:.2f}",
         ])  # fmt: skip
     return head, rows
+
+
+def _interval(found: tuple[float, float] | None) -> str:
+    return "" if found is None else f"{found[0]:+.4f} to {found[1]:+.4f}"
 
 
 def markdown(entries: Sequence[Entry]) -> str:

@@ -53,14 +53,14 @@ def _table(results: list[dict[str, Any]]) -> str:
     head = ["task", *(f"{r['method']} R̄={r['retained_tokens']}" for r in results)]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
 
-    def line(name: str, scores: list[float]) -> None:
-        lines.append(f"| {name} | " + " | ".join(f"{score:.3f}" for score in scores) + " |")
+    def line(name: str, scores: list[float], digits: int = 3) -> None:
+        lines.append(f"| {name} | " + " | ".join(f"{score:.{digits}f}" for score in scores) + " |")
 
     for task in results[0]["tasks"]:
         line(task, [r["tasks"][task] for r in results])
     for part in results[0]["description"]:
         line(f"describe: {part}", [r["description"][part] for r in results])
-    line("**RelAcc**", [r["rel_acc"] for r in results])
+    line("**RelAcc**", [r["rel_acc"] for r in results], digits=4)
     line("**acceptance**", [r["acceptance"] for r in results])
     return "\n".join(lines)
 

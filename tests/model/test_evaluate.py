@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from model.evaluate import page as page_module
 from model.evaluate import run as run_module
 from model.evaluate.answers import Answer, Answers, fingerprint
+from model.evaluate.intervals import ahead, tally
 from model.evaluate.items import ITEMS_A_SCENE, SEEDS, Item, own_items, scenes_bench
 from model.evaluate.marks import description_parts, task_scores
 from model.evaluate.run import Asker, Loader
@@ -104,7 +105,7 @@ def test_a_page_has_a_row_an_entry() -> None:
         "method": "ttp", "retained_tokens": 64, "rel_acc": 0.5, "tasks": {"describe": 0.25},
         "description": {"recall": 0.125}, "acceptance": 0.75, "tokens_per_round": 3.5,
     }  # fmt: skip
-    assert markdown([entry]).splitlines()[-1] == "| ttp | 64 | 0.500 | 0.250 | 0.125 | 0.750 | 3.50 |"
+    assert markdown([entry]).splitlines()[-1] == "| ttp | 64 | 0.5000 | 0.250 | 0.125 | 0.750 | 3.50 |"
 
 
 @pytest.mark.parametrize(
@@ -247,3 +248,15 @@ def test_the_page_says_what_was_asked(
     assert "| T=3 |" in text
     assert text.count("| 0.8 | 7 |") == 2
     assert {path.name for path in page.parent.iterdir()} == {"accuracy.md", "accuracy.png", "acceptance.png"}
+
+
+def test_a_lead_is_told_from_chance(items: list[Item]) -> None:
+    truth = [item.turn.answer for item in items]
+    whole = tally(items, answered(truth))
+    assert ahead(whole, whole, whole) == (0.0, 0.0)
+    half = tally(items, answered([text if n % 2 else "" for n, text in enumerate(truth)]))
+    low, high = ahead(whole, half, whole)
+    assert 0.3 < low < high < 0.7
+    one = tally(items, answered(["", *truth[1:]]))
+    low, high = ahead(whole, one, whole)
+    assert low == 0.0 < high
