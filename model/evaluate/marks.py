@@ -15,19 +15,22 @@ Marks = dict[str, float]
 def task_scores(items: Sequence[Item], results: Sequence[Answer]) -> Marks:
     """Task -> share right. A description's score is the mean of its parts (see `description_parts`)."""
     answered: defaultdict[str, list[bool]] = defaultdict(list)
-    for item, result in zip(items, results, strict=True):
-        if description_of(item, result) is None:
+    told = _descriptions(items, results)
+    for item, result, description in zip(items, results, told, strict=True):
+        if description is None:
             answered[item.turn.task].append(same_answer(result.text, item.turn.answer))
     tasks = {task: _ratio(sum(marks), len(marks)) for task, marks in sorted(answered.items())}
-    parts = description_parts(items, results)
+    parts = _parts(told)
     return {"describe": round(sum(parts.values()) / len(parts), 4)} | tasks if parts else tasks
 
 
 def description_parts(items: Sequence[Item], results: Sequence[Answer]) -> Marks:
     """recall, precision: of objects named. place: of the named. size: of the placed. {} without scenes."""
-    told = [description_of(item, result) for item, result in zip(items, results, strict=True)]
-    scores = [score for score in told if score is not None]
-    return _parts(scores) if scores else {}
+    return _parts(_descriptions(items, results))
+
+
+def _descriptions(items: Sequence[Item], results: Sequence[Answer]) -> list[DescriptionScore | None]:
+    return [description_of(item, result) for item, result in zip(items, results, strict=True)]
 
 
 def description_of(item: Item, result: Answer) -> DescriptionScore | None:
@@ -37,7 +40,11 @@ def description_of(item: Item, result: Answer) -> DescriptionScore | None:
     return score_description(item.scene, result.text)
 
 
-def _parts(scores: list[DescriptionScore]) -> Marks:
+def _parts(told: Sequence[DescriptionScore | None]) -> Marks:
+    scores = [score for score in told if score is not None]
+    if not scores:
+        return {}
+
     def total(name: str) -> int:
         return sum(getattr(score, name) for score in scores)
 

@@ -176,10 +176,9 @@ def evaluate_ways(
     entries = [asker.entry(way, items) for way in ways]
     entries = with_rel_acc(entries, entries[0])
     tallies = {(way.method, way.retained): tally(items, asker.answered(way, items)) for way in ways}
+    whole = tallies[ways[0].method, ways[0].retained]
     for entry in entries:
         method, budget = entry["method"], entry["retained_tokens"]
         if method not in (NONE, "ttp") and (twig := tallies.get(("ttp", budget))):
-            entry["ttp_ahead"] = ahead(
-                twig, tallies[method, budget], tallies[ways[0].method, ways[0].retained]
-            )
+            entry["ttp_ahead"] = ahead(twig, tallies[method, budget], whole)
     return entries
