@@ -60,7 +60,7 @@ TRAIN := $(BIN)/python -m torch.distributed.run --standalone \
 # glibc: a step's large tensors stay in the heap; mapped anew each time, a step takes half as long again.
 train: export MALLOC_MMAP_MAX_ := 0
 train: export MALLOC_TRIM_THRESHOLD_ := 100000000000
-train: data          ## the embedded model from nothing: about four hours on two cores, resumable
+train: data          ## the embedded model from nothing: about three and a half hours on two cores, resumable
 	$(TRAIN) base
 	$(TRAIN) twig
 	$(BIN)/twigserve evaluate --model-card model/weights/README.md

@@ -14,6 +14,7 @@ from torch import Tensor
 from model.cache import LayerGroup
 from model.generation import Prompt
 from model.scorers import Scores
+from model.vision import picture_key
 from model.vlm import SplitVlm
 
 
@@ -47,11 +48,11 @@ class Glance:
 
     @property
     def seed(self) -> int:
-        return _checksum(self.states[self._visual()])
+        return int.from_bytes(picture_key(self.prompt)[:8])
 
     @property
     def key(self) -> int:
-        return _checksum(self.states)
+        return zlib.crc32(self.states.float().cpu().numpy().tobytes())
 
     def _visual(self) -> Tensor:
         return self.vlm.tensor(self.prompt.visual)
@@ -85,7 +86,3 @@ class Glance:
     def _of_visual(self, attention: Tensor) -> Scores:
         scores: list[float] = attention[self._visual()].tolist()
         return scores
-
-
-def _checksum(states: Tensor) -> int:
-    return zlib.crc32(states.float().cpu().numpy().tobytes())

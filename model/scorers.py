@@ -17,8 +17,8 @@ Scores = Sequence[float]
 class PromptView(Protocol):
     """What a scorer may look at, each computed when asked for.
 
-    grids: rows and columns of each image's visual tokens. seed: of the pictures, for what is drawn by lot;
-    key: of the whole prompt.
+    grids: rows and columns of each image's visual tokens. seed: of the pictures' bytes, for what is drawn by
+    lot; key: of the whole prompt as the trunk has read it.
     fork_layer, twig_layers: K and T.
     """
 

@@ -21,9 +21,10 @@ from model.evaluate.ways import NONE, Way, all_ways
 
 Entry = dict[str, Any]
 THRESHOLDS, DRAFTS = (0.4, 0.6, 0.8), (3, 5, 7)
-# Scenes of the two smaller parts: enough to see what they are for, a fifth of the page's time.
-UNSEEN_SCENES, DRAFTING_SCENES = 60, 40
-UNSEEN_BUDGETS, DRAFTING_BUDGETS = (128, 64), (576, 192, 64)
+# Of the two smaller parts; of the unseen style they tell a hundredth.
+UNSEEN_SCENES, DRAFTING_SCENES = 400, 40
+UNSEEN_METHODS = ("ttp", "grid")
+UNSEEN_BUDGETS, DRAFTING_BUDGETS = (192, 128, 64), (576, 192, 64)
 
 _PAGE = """# Accuracy
 
@@ -56,8 +57,8 @@ Acceptance is of drafted tokens at θ={threshold:g}, γ={drafts}.
 
 ## A style that training never saw
 
-The first {unseen_items} items of the same seeds, drawn with emojione as far as it has the nouns; RelAcc is to
-this style's own unpruned row.
+The first {unseen_items:,} items of the same seeds, drawn with emojione as far as it has the nouns; RelAcc is
+to this style's own unpruned row.
 
 {unseen}
 
@@ -100,10 +101,9 @@ class PageRun:
             for item in scenes_bench(self.sprites, min(self.scenes, DRAFTING_SCENES))
             if item.turn.task == "describe"
         ]
-        return Plan(
-            items, ways, unseen, all_ways(asker.engine.card, ["ttp"], UNSEEN_BUDGETS, drafts, threshold),
-            described, drafting_ways(asker.engine.card.image_tokens),
-        )  # fmt: skip
+        card = asker.engine.card
+        unseen_ways = all_ways(card, UNSEEN_METHODS, UNSEEN_BUDGETS, drafts, threshold)
+        return Plan(items, ways, unseen, unseen_ways, described, drafting_ways(card.image_tokens))
 
 
 @dataclass(frozen=True)

@@ -23,15 +23,11 @@ DESCRIBE = "Describe the image."
 
 @dataclass(frozen=True)
 class Turn:
-    """One question about the picture and its answer.
-
-    about: the objects that are asked about, where it is not all of them or none.
-    """
+    """One question about the picture and its answer."""
 
     task: str
     prompt: str
     answer: str
-    about: tuple[Object, ...] = ()
 
 
 def background_phrase(scene: Scene) -> str:
@@ -111,12 +107,8 @@ def _pick(scene: Scene, rng: np.random.Generator, present: float) -> str:
     return str(rng.choice([noun for noun in NOUNS if noun not in there]))
 
 
-def _named(scene: Scene, noun: str) -> tuple[Object, ...]:
-    return tuple(thing for thing in scene.objects if thing.noun == noun)
-
-
 def _places(scene: Scene, noun: str) -> list[str]:
-    return [at_place(thing.place) for thing in _named(scene, noun)]
+    return [at_place(thing.place) for thing in scene.objects if thing.noun == noun]
 
 
 def _sentence(text: str) -> str:
@@ -132,7 +124,7 @@ def ask_exists(scene: Scene, rng: np.random.Generator) -> Turn:
     ways = ("Is there {}?", "Is there {} in the picture?", "Do you see {}?", "Can you see {}?")
     prompt = str(rng.choice(ways)).format(article(noun))
     answer = f"Yes, there is {article(noun)}." if _places(scene, noun) else f"No, there is no {noun}."
-    return Turn("exists", prompt, answer, _named(scene, noun))
+    return Turn("exists", prompt, answer)
 
 
 def ask_count(scene: Scene, rng: np.random.Generator) -> Turn:
@@ -144,7 +136,7 @@ def ask_count(scene: Scene, rng: np.random.Generator) -> Turn:
 def _count(scene: Scene, noun: str, rng: np.random.Generator) -> Turn:
     answer = f"{_counted(len(_places(scene, noun)), noun)}."
     prompt = str(rng.choice(("How many {} are there?", "How many {} do you see?"))).format(plural(noun))
-    return Turn("count", prompt, answer, _named(scene, noun))
+    return Turn("count", prompt, answer)
 
 
 def ask_where(scene: Scene, rng: np.random.Generator) -> Turn:
@@ -157,7 +149,7 @@ def _where(scene: Scene, noun: str, rng: np.random.Generator) -> Turn:
         return Turn("where", f"Where is the {noun}?", f"There is no {noun}.")
     where = str(rng.choice(("Where", "Where in the picture")))
     prompt = f"{where} is the {noun}?" if len(places) == 1 else f"{where} are the {plural(noun)}?"
-    return Turn("where", prompt, f"{_join(places).capitalize()}.", _named(scene, noun))
+    return Turn("where", prompt, f"{_join(places).capitalize()}.")
 
 
 def ask_what(scene: Scene, rng: np.random.Generator) -> Turn:
@@ -166,7 +158,7 @@ def ask_what(scene: Scene, rng: np.random.Generator) -> Turn:
     thing = at.get(place)
     answer = f"A {thing.size} {thing.noun}." if thing else "Nothing."
     prompt = str(rng.choice(("What is {}?", "What do you see {}?"))).format(at_place(place))
-    return Turn("what", prompt, answer, (thing,) if thing else ())
+    return Turn("what", prompt, answer)
 
 
 def ask_background(scene: Scene, rng: np.random.Generator) -> Turn:
@@ -178,7 +170,7 @@ def ask_size(scene: Scene, rng: np.random.Generator) -> Turn:
     thing = scene.objects[rng.integers(len(scene.objects))]
     if len(_places(scene, thing.noun)) > 1:
         return ask_what(scene, rng)
-    return Turn("size", f"How big is the {thing.noun}?", f"{thing.size.capitalize()}.", (thing,))
+    return Turn("size", f"How big is the {thing.noun}?", f"{thing.size.capitalize()}.")
 
 
 def ask_color(scene: Scene, rng: np.random.Generator) -> Turn:
@@ -187,7 +179,7 @@ def ask_color(scene: Scene, rng: np.random.Generator) -> Turn:
     if not told:
         return ask_background(scene, rng)
     thing, color = told[rng.integers(len(told))]
-    return Turn("color", f"What color is the {thing.noun}?", f"{color.capitalize()}.", (thing,))
+    return Turn("color", f"What color is the {thing.noun}?", f"{color.capitalize()}.")
 
 
 QUESTIONS: tuple[Callable[[Scene, np.random.Generator], Turn], ...] = (

@@ -25,9 +25,8 @@ from model.evaluate.ways import NONE, Way
 from model.request import RequestError
 from model.train.batches import Stage
 from model.train.lessons import Lessons
-from model.train.loop import Phase
 from model.train.recipe import DROP_LAYER, FORK_LAYER, TWIG_LAYERS, Paths, open_base, write_twig
-from model.train.twig import LEARNING_RATE, STAGES, WARMUP_STEPS, TwigRun
+from model.train.twig import STAGES, TwigRun
 from model.train.twig_module import Start
 
 BUDGETS = (128, 64)
@@ -38,7 +37,7 @@ TIMED_BUDGET, TIMED_ANSWERS = 128, 8
 
 @dataclass(frozen=True)
 class Variant:
-    """led: taught what a question is about. scorer: who ranks the visual tokens, see `model.scorers`."""
+    """scorer: who ranks the visual tokens, see `model.scorers`."""
 
     name: str
     fork_layer: int = FORK_LAYER
@@ -46,13 +45,12 @@ class Variant:
     drop_layer: int = DROP_LAYER
     start: Start = "base"
     lessons: Lessons = Lessons()  # noqa: RUF009  frozen
-    led: bool = True
     scorer: str = "ttp"
 
     @property
     def twig(self) -> str:
         """What the twig itself depends on: F and who ranks are the engine's business."""
-        lessons = f"{self.lessons.draft}-{self.lessons.foresight_weight:g}-{'led' if self.led else 'unled'}"
+        lessons = f"{self.lessons.draft}-{self.lessons.foresight_weight:g}"
         return f"K{self.fork_layer}-T{self.twig_layers}-{self.start}-{lessons}"
 
 
@@ -68,13 +66,8 @@ VARIANTS = (
     Variant("ranked by base layer K", scorer="fastv"),
     Variant("ranked by base layer K+T", scorer="fastv_deep"),
     Variant("no foresight", lessons=Lessons(foresight_weight=0.0)),
-    Variant("not led to what is asked about", led=False),
     Variant("drafts learn the base's own words", lessons=Lessons(draft="base")),
 )
-
-
-def unled(stages: Sequence[Stage]) -> tuple[Stage, ...]:
-    return tuple(replace(stage, led=False) for stage in stages)
 
 
 def scaled(stages: Sequence[Stage], steps: int) -> tuple[Stage, ...]:
@@ -106,11 +99,9 @@ class Ablations:
         if not (out / "twig_config.json").exists():
             out.mkdir(parents=True, exist_ok=True)
             vlm, tokenizer, pool = open_base(self.paths)
-            stages = scaled(STAGES if variant.led else unled(STAGES), self.steps)
             run = TwigRun(
                 out, vlm, pool, tokenizer, variant.fork_layer, variant.twig_layers, variant.drop_layer,
-                lessons=variant.lessons, start=variant.start,
-                phases=(Phase(LEARNING_RATE, WARMUP_STEPS, stages),),
+                lessons=variant.lessons, start=variant.start, stages=scaled(STAGES, self.steps),
             )  # fmt: skip
             run.train()
             write_twig(run, self.paths.base, out, tokenizer)

@@ -177,7 +177,7 @@ class BaseRun:
 
     def _step(self, step: int) -> dict[str, float]:
         stage = stage_at(STAGES, step)
-        packed, visual, scenes, _ = random_batch(self.pool, self.packer, stage, [step, 11], self.processes)
+        packed, visual, scenes = random_batch(self.pool, self.packer, stage, [step, 11], self.processes)
         packed, visual = packed.to(self.device), visual.to(self.device)
         hide = np.random.default_rng([step, 17]).random() < stage.hidden
         with precision.autocast(self.device):

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from model.scenes.compose import GRID, Scene, object_patches, patches_of
-from model.scenes.language import Turn, ask_each, ask_list, turns
+from model.scenes.compose import GRID, Scene, object_patches
+from model.scenes.language import ask_each, ask_list, turns
 from model.train.features import FeaturePool
-from model.train.lessons import ABOUT, ASIDE, STRIPES
+from model.train.lessons import STRIPES
 from model.train.pack import Packed, Packer
 from model.train.processes import ALONE, Processes
 
@@ -27,7 +27,6 @@ class Stage:
     descriptions, questions: turns a scene. hidden: share of the steps in which the layers after the drop
     layer see text alone, as they will under pruning. each: the questions of every noun besides, how many and
     where. lists: a list of the objects besides, and its words before a noun counted each by itself.
-    led: where the twig is to look is told by what each question is about.
     """
 
     visual: tuple[int, int]
@@ -38,17 +37,14 @@ class Stage:
     descriptions: int = 1
     each: bool = False
     lists: bool = False
-    led: bool = False
 
 
 class Batch(NamedTuple):
-    """visual: [B, V, tower hidden], before projection. scenes: [B], that are shown. about: for each of them
-    int8 [turns, V], see `model.train.reading.Reading`."""
+    """visual: [B, V, tower hidden], before projection. scenes: [B], that are shown."""
 
     packed: Packed
     visual: torch.Tensor
     scenes: list[Scene]
-    about: list[torch.Tensor]
 
 
 def random_batch(
@@ -66,20 +62,7 @@ def random_batch(
     if stage.lists:
         asked = [[*some, ask_list(scene, rng)] for some, scene in zip(asked, scenes, strict=True)]
     own = slice(processes.rank, None, processes.count)
-    asked, kept, scenes = asked[own], kept[own], scenes[own]
-    about = [asked_about(*shown) for shown in zip(scenes, asked, kept, strict=True)]
-    return Batch(packer.pack(asked, kept), pool.visual(picks[own], kept), scenes, about)
-
-
-def asked_about(scene: Scene, turns: list[Turn], kept: np.ndarray) -> torch.Tensor:
-    """int8 [turns, V]. Of a turn about no object in particular all is ground."""
-    about = np.zeros((len(turns), IMAGE_TOKENS), np.int8)
-    for row, turn in zip(about, turns, strict=True):
-        if turn.about:
-            row[object_patches(scene)] = ASIDE
-            for thing in turn.about:
-                row[patches_of(thing)] = ABOUT
-    return torch.from_numpy(about[:, kept])
+    return Batch(packer.pack(asked[own], kept[own]), pool.visual(picks[own], kept[own]), scenes[own])
 
 
 def random_visual_tokens(scene: Scene, rng: np.random.Generator, count: int) -> np.ndarray:

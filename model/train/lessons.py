@@ -6,9 +6,6 @@ at the last prompt token, which ranks the visual tokens, is led to where the bas
 whole answer. Next-token loss alone asks of that token only what the first word needs. What pruning costs is
 `under_pruning`: how far the base strays from its own words when the ranks decide what it sees. None needs
 labels, so all go for any base and any data.
-
-Where it is known what a question is about, foresight goes further (`led`). The base looks at other things
-too, and now and then answers with them; a pruned base that does not see them cannot.
 """
 
 from __future__ import annotations
@@ -29,12 +26,6 @@ Draft = Literal["text", "base"]
 # since who is in the first ranks counts and not the order of the others. At last stripes, of so many nats:
 # neighbours tell much the same, so with every sixth of a row the same ranks reach six times as many objects.
 SMOOTHINGS, FOCUS, STRIPES = 2, 4.0, 3.0
-# What a visual token shows, of what its turn asks.
-ABOUT, GROUND, ASIDE = 1, 0, -1
-# Where that is known: shares of the look, on what is asked about as foresight has it and evenly, and evenly
-# on the ground. Per token that is the order in which pruning keeps them; what is aside goes first. And the
-# lesson's weight, as a multiple.
-LED_OWN, LED_EVENLY, LED_GROUND, LED_WEIGHT = 0.4, 0.2, 0.4, 2.0
 # Budgets that the base is asked under, as shares of M: the tiers of a request.
 SHARES = (1 / 9, 2 / 9, 1 / 3, 1.0)
 
@@ -75,8 +66,7 @@ def twig_loss(
     else:
         loss = F.cross_entropy(logits.float(), reading.target)
     if ahead:
-        weight = lessons.foresight_weight * (1.0 if reading.about is None else LED_WEIGHT)
-        loss = loss + weight * foresight_loss(ranks, foresight(base, reading), reading)
+        loss = loss + lessons.foresight_weight * foresight_loss(ranks, foresight(base, reading), reading)
     if pruned:
         draws = torch.Generator().manual_seed(step)
         loss = loss + lessons.pruning_weight * pruning_loss(base, reading, ranks, share, draws)
@@ -100,21 +90,10 @@ def foresight(base: FrozenBase, reading: Reading) -> list[Tensor]:
         found = [_shares(look[:, visual]) for look, visual in zip(found, reading.visual, strict=True)]
         shares = found if shares is None else [a + b for a, b in zip(shares, found, strict=True)]
         hidden = layer(hidden, **reading.inputs)
-    found = [
+    return [
         _shares(_striped(_strongest(_heights(share, reading.grid), turn) ** FOCUS, reading.grid))
         for share, turn in zip(shares or [], reading.turns, strict=True)
     ]
-    if reading.about is None:
-        return found
-    return [led(look, about) for look, about in zip(found, reading.about, strict=True)]
-
-
-def led(look: Tensor, about: Tensor) -> Tensor:
-    """look, about: [turns, V]. The look led to what each turn is about; as it was where that is nothing."""
-    asked, ground = (about == ABOUT).to(look.dtype), (about == GROUND).to(look.dtype)
-    shares = _shares(look * asked), _shares(asked), _shares(ground)
-    wanted = LED_OWN * shares[0] + LED_EVENLY * shares[1] + LED_GROUND * shares[2]
-    return torch.where(asked.any(-1, keepdim=True), wanted, look)
 
 
 def _shares(look: Tensor) -> Tensor:

@@ -26,8 +26,6 @@ class Reading:
     target_at: [A] ascending flat indices into [B * N] whose next token is an answer token; target: [A] that
     token. turn: [A] ascending number of the answer, over the batch, that it belongs to.
     grid: rows and columns of a sequence's visual tokens; None where they lie otherwise or sequences differ.
-    about: for each sequence int8 [its turns, V], what each visual token shows: 1 what the turn is about, 0
-    the ground, -1 something else. None where that is not known.
     """
 
     hidden: Tensor
@@ -38,7 +36,6 @@ class Reading:
     target: Tensor
     turn: Tensor
     grid: tuple[int, int] | None = None
-    about: list[Tensor] | None = None
 
     @property
     def inputs(self) -> dict[str, Any]:

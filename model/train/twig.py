@@ -2,14 +2,12 @@
 
 It starts as base layers K..K+T-1 with the base's norm and output head. It always sees every visual token,
 so training shows it all of them in the end; the first steps show a subset, for speed. Where to look is
-learned last, and from many pictures, so most steps are those. A second cosine leads the look to what each
-question is about, which a scene knows.
+learned last, and from many pictures, so most steps are those.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,20 +20,20 @@ from model.train.batches import IMAGE_TOKENS, Stage, random_batch
 from model.train.features import FeaturePool
 from model.train.forward import embed_packed
 from model.train.lessons import SHARES, Lessons, twig_loss
-from model.train.loop import Checkpoint, Phase, cosine_rate, phase_at, run_steps, stage_at, update
+from model.train.loop import Checkpoint, cosine_rate, run_steps, stage_at, update
 from model.train.optimizer import LayersAndRest
 from model.train.pack import Packed, Packer
 from model.train.processes import ALONE, Processes
 from model.train.reading import FrozenBase, Reading, through
 from model.train.twig_module import Start, Twig
 
-LEARNING_RATE, WARMUP_STEPS = 1e-3, 50
-WHOLE = Stage((IMAGE_TOKENS, IMAGE_TOKENS), 5, 6, 2400, descriptions=2)
-PHASES = (
-    Phase(LEARNING_RATE, WARMUP_STEPS, (Stage((48, 96), 8, 8, 300), Stage((96, 192), 8, 8, 100), WHOLE)),
-    Phase(LEARNING_RATE, WARMUP_STEPS, (replace(WHOLE, steps=1600, led=True),)),
+LEARNING_RATE = 1e-3
+
+STAGES = (
+    Stage((48, 96), 8, 8, 300),
+    Stage((96, 192), 8, 8, 100),
+    Stage((IMAGE_TOKENS, IMAGE_TOKENS), 5, 6, 2400, descriptions=2),
 )
-STAGES = tuple(stage for phase in PHASES for stage in phase.stages)
 LESSONS = Lessons(foresight_weight=1.0, foresight_steps=1)
 
 
@@ -54,13 +52,13 @@ class TwigRun:
         *,
         lessons: Lessons | None = None,
         start: Start = "base",
-        phases: Sequence[Phase[Stage]] | None = None,
+        stages: Sequence[Stage] | None = None,
         processes: Processes = ALONE,
     ) -> None:
         torch.manual_seed(1)
         precision.speed_up(vlm)
         self.vlm, self.pool, self.processes = vlm, pool, processes
-        self.lessons, self.phases = lessons or LESSONS, phases or PHASES
+        self.lessons, self.stages = lessons or LESSONS, stages or STAGES
         self.base = FrozenBase(vlm, fork_layer, drop_layer)
         self.packer = Packer(tokenizer, IMAGE_TOKENS)
         self.twig = Twig(vlm, fork_layer, twig_layers, start)
@@ -69,29 +67,27 @@ class TwigRun:
 
     @property
     def steps(self) -> int:
-        return sum(phase.steps for phase in self.phases)
+        return sum(stage.steps for stage in self.stages)
 
     def train(self) -> None:
         done = self.checkpoint.load()
         run_steps("twig", self.checkpoint, done, self.steps, self._step, lead=self.processes.lead)
 
     def _step(self, step: int) -> dict[str, float]:
-        phase, into = phase_at(self.phases, step)
-        stage = stage_at(phase.stages, into)
-        packed, visual, _, about = random_batch(self.pool, self.packer, stage, [step, 13], self.processes)
+        stage = stage_at(self.stages, step)
+        packed, visual, _ = random_batch(self.pool, self.packer, stage, [step, 13], self.processes)
         packed, visual = packed.to(self.vlm.device), visual.to(self.vlm.device)
-        about = [shown.to(self.vlm.device) for shown in about]
         share = float(np.random.default_rng([step, 19]).choice(SHARES))
         with precision.autocast(self.vlm.device):
-            reading = self._read(packed, visual, about if stage.led else None)
+            reading = self._read(packed, visual)
             loss, logits = twig_loss(self.twig, self.base, reading, self.lessons, step, share)
-        rate = cosine_rate(phase.rate, into, phase.warmup_steps, into / phase.steps)
+        rate = cosine_rate(LEARNING_RATE, step, 50, step / self.steps)
         update(self.optimizer, self.twig, loss, rate, self.processes)
         right = (logits.argmax(-1) == packed.target).float().mean()
         return {"loss": loss.item(), "right": right.item()}
 
     @torch.no_grad()
-    def _read(self, packed: Packed, visual: torch.Tensor, about: list[torch.Tensor] | None) -> Reading:
+    def _read(self, packed: Packed, visual: torch.Tensor) -> Reading:
         """`visual` [B, V, tower hidden] is not projected yet."""
         text = self.vlm.model.language_model
         hidden = embed_packed(self.vlm, packed, visual)
@@ -99,5 +95,6 @@ class TwigRun:
         inputs = {"attention_mask": packed.mask, "position_embeddings": rotary}
         shown = torch.zeros_like(packed.ids, dtype=torch.bool).scatter(1, packed.visual_at, True)
         hidden = through(self.base.trunk, hidden, inputs)
-        answers = packed.target_at, packed.target, packed.turn
-        return Reading(hidden, packed.mask, rotary, shown, *answers, (GRID, GRID), about)
+        return Reading(
+            hidden, packed.mask, rotary, shown, packed.target_at, packed.target, packed.turn, (GRID, GRID)
+        )

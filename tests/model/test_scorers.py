@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -74,6 +75,17 @@ def scores(world: World, prompt: Prompt, scorer: str, kernels: str = "torch") ->
     best = sorted(range(len(result.token_scores)), key=lambda index: -result.token_scores[index])
     assert result.kept_indices == sorted(best[: result.kept_tokens])
     return result.token_scores
+
+
+def test_a_pictures_lot_is_the_same_on_any_weights_and_behind_any_question(
+    world: World, tmp_path: Path
+) -> None:
+    other, prompt = World.create(tmp_path, Shape(seed=6), TwigShape()), world.prompt(1, 4, IMAGE, 5)
+    lot = scores(world, prompt, "random")
+    assert scores(other, prompt, "random") == lot
+    question = replace(prompt, ids=prompt.ids[:-2], short_ids=prompt.short_ids[:-2])
+    assert scores(world, question, "random") == lot
+    assert scores(world, replace(prompt, pixels=prompt.pixels + 1), "random") != lot
 
 
 @torch.no_grad()

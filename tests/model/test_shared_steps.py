@@ -44,7 +44,7 @@ def test_shares_are_the_whole_batch(folder: Path, tokenizer: PreTrainedTokenizer
     stage = Stage((8, 16), 2, 4, 1, each=True, lists=True)
     whole = random_batch(pool, packer, stage, [3])
     for rank in range(2):
-        packed, visual, scenes, _ = random_batch(pool, packer, stage, [3], Processes(rank, 2, CPU))
+        packed, visual, scenes = random_batch(pool, packer, stage, [3], Processes(rank, 2, CPU))
         assert scenes == whole.scenes[rank::2]
         assert torch.equal(visual, whole.visual[rank::2])
         assert torch.equal(packed.ids, whole.packed.ids[rank::2, : packed.ids.shape[1]])

@@ -116,8 +116,7 @@ def test_base_and_twig_train_and_load_unmodified(
     stages = Stage((8, 16), 1, 2, 2), Stage((8, 16), 1, 2, 1, hidden=1.0, each=True)
     monkeypatch.setattr(base_module, "STAGES", stages)
     monkeypatch.setattr(base_module, "PHASES", (base_module.Phase(1e-3, 1, stages),))
-    phases = [twig_module.Phase(1e-3, 1, (Stage((8, 16), 1, 2, steps=1, led=led),)) for led in (False, True)]
-    monkeypatch.setattr(twig_module, "PHASES", phases)
+    monkeypatch.setattr(twig_module, "STAGES", (Stage((8, 16), 1, 2, 2),))
     run = BaseRun(tmp_path, pool, tokenizer)
     run.train()
     save_processor(tmp_path / "base")
@@ -137,8 +136,6 @@ def test_base_and_twig_train_and_load_unmodified(
     twig.train()
     assert all(torch.equal(weight, frozen[name]) for name, weight in vlm.state_dict().items())
     assert not torch.equal(twig.twig.lm_head.weight, vlm.lm_head.weight)
-    again = TwigRun(tmp_path, vlm, pool, tokenizer, fork_layer=1, twig_layers=2, drop_layer=12)
-    assert again.checkpoint.load() == again.steps == 2
 
 
 def test_ablations_train_measure_and_go_on(
