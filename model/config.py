@@ -55,6 +55,8 @@ class EngineConfig:
     kernels: "auto" decodes with native code where it can be had, "torch" with torch's operations.
     scorer: who ranks the visual tokens (`model.scorers`): the twig, or one of those it is compared with.
     governor: whether drafts are shortened, down to none, where they cost more than they bring.
+    batch_invariant: the same answer and scores to the last bit whatever else is asked at the time, for a
+    little time of the vision tower's. Of native kernels on a CPU alone.
     """
 
     max_batch: int = 8
@@ -70,6 +72,7 @@ class EngineConfig:
     threads: int | None = None
     kernels: Kernels = "auto"
     governor: bool = True
+    batch_invariant: bool = False
     scorer: str = "ttp"
 
     def __post_init__(self) -> None:
@@ -79,7 +82,9 @@ class EngineConfig:
                 continue
             _require(type(value) is int, f"{name} must be a whole number, not {value!r}")
             _require(value >= least, f"{name} must be at least {least}, not {value}")
-        _require(type(self.governor) is bool, f"governor must be True or False, not {self.governor!r}")
+        for name in ("governor", "batch_invariant"):
+            value = getattr(self, name)
+            _require(type(value) is bool, f"{name} must be True or False, not {value!r}")
         for tier, retained in (self.quality or {}).items():
             _require(type(retained) is int, f"quality {tier!r} must be a whole number, not {retained!r}")
         _require(self.image_fit in (None, "pad"), f'image_fit must be None or "pad", not {self.image_fit!r}')

@@ -78,9 +78,12 @@ class Engine:
             scorer=SCORERS[config.scorer],
             kernels=config.kernels,
             image_cache_bytes=config.image_cache_bytes,
+            batch_invariant=config.batch_invariant,
             dtype=dtype,
             device=device,
         )
+        if config.batch_invariant and self.kernels == "torch":
+            raise ValueError("batch_invariant needs native kernels on a CPU: here rounding is the batch's")
         if self.kernels == "torch" and emulated(dtype, device):
             log.warning(
                 "bfloat16 without native kernels is emulated on this CPU: float32 would be many times faster"

@@ -49,7 +49,7 @@ class Entrance:
         return True
 
     def _look_ahead(self) -> None:
-        """Those that are about to join are seen in one pass of the tower."""
+        """Those that are about to join are seen at once."""
         scheduler = self._scheduler
         first = islice(scheduler.waiting, scheduler.free_slots)
         together = [g for g in first if g.may_be_seen_ahead]

@@ -63,6 +63,7 @@ class Runner:
         scorer: Scorer,
         kernels: str,
         image_cache_bytes: int,
+        batch_invariant: bool,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
@@ -78,7 +79,8 @@ class Runner:
         )
         self.cache, self.device = self.vlm.cache, device
         self._overflows = dtype == torch.float16
-        self.vision = Vision(adapter, image_cache_bytes, self.cache.full.layers > 0)
+        keeps_prefixes = self.cache.full.layers > 0
+        self.vision = Vision(adapter, image_cache_bytes, keeps_prefixes, together=not batch_invariant)
         self._prefill, self._draft = Prefill(self.vlm, self.vision, scorer), Drafter(self.vlm)
 
     def tune(self, scorer: Scorer, draft_tokens: int, draft_threshold: float) -> None:
@@ -98,7 +100,7 @@ class Runner:
 
     @torch.inference_mode()
     def encode_together(self, prompts: Sequence[Prompt]) -> list[Sight]:
-        """The same for several prompts in one pass of the tower; raises if any of them cannot be seen."""
+        """The same for several prompts at once; raises if any of them cannot be seen."""
         return self.vision.look_at_all(prompts)
 
     @torch.inference_mode()

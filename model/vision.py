@@ -1,4 +1,4 @@
-"""Pictures to features, those of several prompts in one pass of the tower, and each picture once.
+"""Pictures to features, those of several prompts at once, and each picture once.
 
 Also remembers what a prompt up to its last picture leaves in trunk and twig (a prefix): that does not depend
 on the question behind it, so a second question about a picture skips the tower and most of the prefill.
@@ -56,10 +56,14 @@ class Sight:
 
 
 class Vision:
-    """keeps_prefixes: False where no layer reads a prompt before it is pruned."""
+    """keeps_prefixes: False where no layer reads a prompt before it is pruned.
 
-    def __init__(self, adapter: Adapter, limit_bytes: int, keeps_prefixes: bool) -> None:
+    together: prompts share passes of the tower; the last bits of a picture's features hang on its company.
+    """
+
+    def __init__(self, adapter: Adapter, limit_bytes: int, keeps_prefixes: bool, *, together: bool) -> None:
         self.adapter, self._keeps_prefixes = adapter, keeps_prefixes and limit_bytes > 0
+        self.together = together
         # Prefixes are ten times as heavy, and features are of use to any prompt.
         self.features: Reuse[Tensor] = Reuse(limit_bytes // 8)
         self.prefixes: Reuse[Prefix] = Reuse(limit_bytes - limit_bytes // 8)
@@ -105,11 +109,12 @@ class Vision:
         return hashlib.sha256(picture + bytes([twig_reads]) + tokens).digest()
 
     def _encode(self, prompts: Sequence[Prompt]) -> list[Tensor]:
-        """One pass of the tower for all that have the same shape."""
+        """One pass of the tower for each prompt, or for all that have the same shape."""
         pixels = [self._pixels(prompt) for prompt in prompts]
         alike: dict[tuple[object, ...], list[int]] = defaultdict(list)
         for index, one in enumerate(pixels):
-            alike[(one.values.dtype, *one.values.shape[1:])].append(index)
+            company = 0 if self.together else index
+            alike[(company, one.values.dtype, *one.values.shape[1:])].append(index)
         features: dict[int, Tensor] = {}
         for indices in alike.values():
             counts = [len(prompts[index].visual) for index in indices]

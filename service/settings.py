@@ -189,6 +189,8 @@ class WorkerSettings(_Settings):
     checkpoint's processor does."""
     kv_cache_bytes: int | None = Field(None, ge=1)
     """The most the KV cache may hold; unset is what max_batch requests need at the most."""
+    batch_invariant: bool = False
+    """The same answer to the last bit whatever else is asked at the time; on CPUs, with native kernels."""
     verify: bool = False
     """Checks at the start what `twigserve verify` checks, and does not become ready if that fails."""
     fork_layer: int | None = None

@@ -81,6 +81,7 @@ def load_engine(settings: WorkerSettings) -> TwigEngine:
             max_image_tokens=settings.max_image_tokens,
             kv_cache_bytes=settings.kv_cache_bytes,
             threads=settings.threads,
+            batch_invariant=settings.batch_invariant,
         ),
         fork_layer=settings.fork_layer,
         drop_layer=settings.drop_layer,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -88,4 +89,25 @@ def test_a_mixed_batch_equals_solo_runs(embedded: World, prompts: list[Prompt]) 
         (single,) = run(alone, request)
         assert result.token_ids == single.token_ids
         assert result.kept_indices == single.kept_indices
+        assert (result.draft_tokens, result.accepted_tokens) == (single.draft_tokens, single.accepted_tokens)
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("image_cache_bytes", [0, 64 << 20])
+def test_an_answer_in_bf16_does_not_depend_on_its_company(
+    embedded: World, prompts: list[Prompt], image_cache_bytes: int
+) -> None:
+    """To the last bit: the tower took pictures together, and what was kept of one hung on the others."""
+    shorter = [replace(prompt, short_ids=prompt.short_ids[:-3]) for prompt in prompts]
+    requests = [
+        ask(prompt, f"{number} at {retained}", max_tokens=16, retained=retained, **sampling)
+        for retained, sampling in ((64, {}), (192, {"temperature": 0.9, "seed": 5}), (576, {}))
+        for number, prompt in enumerate(prompts + shorter)
+    ]
+    alone = embedded.engine(dtype="bfloat16", max_batch=1, image_cache_bytes=0)
+    together = embedded.engine(dtype="bfloat16", image_cache_bytes=image_cache_bytes, batch_invariant=True)
+    for request, result in zip(requests, run(together, *requests), strict=True):
+        (single,) = run(alone, request)
+        assert result.token_scores == single.token_scores
+        assert result.token_ids == single.token_ids
         assert (result.draft_tokens, result.accepted_tokens) == (single.draft_tokens, single.accepted_tokens)

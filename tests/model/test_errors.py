@@ -223,6 +223,7 @@ def test_an_id_in_use(engine: Engine, wild: World) -> None:
         {"image_cache_bytes": -1},
         {"threads": "2"},
         {"governor": "off"},
+        {"batch_invariant": 1},
         {"quality": {"fast": 6.5}},
     ],
     ids=str,

@@ -85,7 +85,12 @@ def test_pruned_with_drafts_equals_the_method_written_out(family: Family, engine
     assert sum(result.accepted_tokens for result in results.values()) > 0
 
 
-def test_a_batch_of_mixed_sizes_equals_each_alone(family: Family, engine: Engine) -> None:
+@pytest.mark.parametrize("together", [False, True])
+def test_a_batch_of_mixed_sizes_equals_each_alone(
+    family: Family, engine: Engine, monkeypatch: pytest.MonkeyPatch, together: bool
+) -> None:
+    """Whether or not pictures share passes of the tower."""
+    monkeypatch.setattr(engine._runner.vision, "together", together)
     questions = [family.question(60 + seed, *parts) for seed, parts in enumerate(LAYOUTS.values())]
     requests = [
         ask(question, str(index), retained_share=0.4 + 0.1 * index)

@@ -106,8 +106,9 @@ def test_a_prompt_that_ends_in_its_picture(tame: World) -> None:
     assert engine.stats().image_cache_hits == 1
 
 
-def towers(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Pictures of each pass of the tower, as they come."""
+def towers(engine: Engine, monkeypatch: pytest.MonkeyPatch, together: bool = True) -> list[int]:
+    """Pictures of each pass of the tower, as they come. together: as on a GPU."""
+    engine._runner.vision.together = together
     passes: list[int] = []
     adapter = engine._runner.vision.adapter
     encode = adapter.encode_images
@@ -120,16 +121,19 @@ def towers(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return passes
 
 
-def test_those_that_join_together_are_seen_together(tame: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four different pictures of five requests and one text in one pass, the same picture once."""
+@pytest.mark.parametrize(("together", "seen"), [(True, [4]), (False, [1, 1, 1, 1])])
+def test_those_that_join_together_are_seen_together(
+    tame: World, monkeypatch: pytest.MonkeyPatch, together: bool, seen: list[int]
+) -> None:
+    """Four different pictures of five requests and one text, the same picture once; in one pass on a GPU."""
     engine = tame.engine(max_batch=6)
-    passes = towers(engine, monkeypatch)
+    passes = towers(engine, monkeypatch, together)
     seeds = (1, 2, 3, 2, 4)
     requests = [ask(tame.prompt(seed, 5, IMAGE, 3), f"r{i}", retained=8) for i, seed in enumerate(seeds)]
     requests.append(ask(tame.prompt(9, 7), "text"))
     expected = {str(r.request_id): facts(run(tame.engine(max_batch=1), r)[0]) for r in requests}
     traces = drive(engine, requests)
-    assert passes == [4]
+    assert passes == seen
     assert {name: facts(trace.result) for name, trace in traces.items()} == expected
 
 
@@ -201,3 +205,8 @@ def test_pixels_that_overflow_in_the_tower_harm_no_later_request(tame: World, ke
         assert (result.finish_reason, result.token_ids) == ("error", [])
         assert "finite" in str(result.error)
     assert [facts(result) for result in run(engine, few, many)] == expected
+
+
+def test_batch_invariance_without_native_kernels_is_refused(tame: World) -> None:
+    with pytest.raises(ValueError, match="batch_invariant needs native kernels"):
+        tame.engine(kernels="torch", batch_invariant=True)
