@@ -83,7 +83,9 @@ class Engine:
             device=device,
         )
         if config.batch_invariant and self.kernels == "torch":
-            raise ValueError("batch_invariant needs native kernels on a CPU: here rounding is the batch's")
+            raise ValueError(
+                "batch_invariant needs native kernels, on a CPU: torch rounds by the batch's shape"
+            )
         if self.kernels == "torch" and emulated(dtype, device):
             log.warning(
                 "bfloat16 without native kernels is emulated on this CPU: float32 would be many times faster"

@@ -13,6 +13,8 @@ from PIL import Image
 from model.engine import Engine
 from model.request import Request
 from model.reuse import Reuse
+from service.settings import WorkerSettings
+from service.worker import load_engine
 from tests.model.harness import IMAGE, Prompt, World, ask, drive, run
 from tests.model.test_batching import facts
 
@@ -205,6 +207,14 @@ def test_pixels_that_overflow_in_the_tower_harm_no_later_request(tame: World, ke
         assert (result.finish_reason, result.token_ids) == ("error", [])
         assert "finite" in str(result.error)
     assert [facts(result) for result in run(engine, few, many)] == expected
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("wanted", [False, True])
+def test_a_worker_is_batch_invariant_if_it_is_to_be(tame: World, wanted: bool) -> None:
+    checkpoint = {"vlm": str(tame.base_path), "twig": str(tame.twig_path), "dtype": "float32"}
+    engine = load_engine(WorkerSettings(**checkpoint, batch_invariant=wanted))
+    assert engine._runner.vision.together is not wanted
 
 
 def test_batch_invariance_without_native_kernels_is_refused(tame: World) -> None:
