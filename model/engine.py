@@ -83,9 +83,7 @@ class Engine:
             device=device,
         )
         if config.batch_invariant and self.kernels == "torch":
-            raise ValueError(
-                "batch_invariant needs native kernels, on a CPU: torch rounds by the batch's shape"
-            )
+            raise ValueError("batch_invariant needs native kernels on a CPU: torch's round by batch shape")
         if self.kernels == "torch" and emulated(dtype, device):
             log.warning(
                 "bfloat16 without native kernels is emulated on this CPU: float32 would be many times faster"
