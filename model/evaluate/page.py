@@ -21,7 +21,7 @@ from model.evaluate.ways import NONE, Way, all_ways
 
 Entry = dict[str, Any]
 THRESHOLDS, DRAFTS = (0.4, 0.6, 0.8), (3, 5, 7)
-# Of the two smaller parts; of the unseen style they tell a hundredth.
+# Scenes of the two smaller parts; so many of the unseen style tell a hundredth.
 UNSEEN_SCENES, DRAFTING_SCENES = 400, 40
 UNSEEN_METHODS = ("ttp", "grid")
 UNSEEN_BUDGETS, DRAFTING_BUDGETS = (192, 128, 64), (576, 192, 64)

@@ -108,9 +108,8 @@ def test_a_prompt_that_ends_in_its_picture(tame: World) -> None:
     assert engine.stats().image_cache_hits == 1
 
 
-def towers(engine: Engine, monkeypatch: pytest.MonkeyPatch, together: bool = True) -> list[int]:
-    """Pictures of each pass of the tower, as they come. together: as on a GPU."""
-    engine._runner.vision.together = together
+def towers(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Pictures of each pass of the tower, as they come."""
     passes: list[int] = []
     adapter = engine._runner.vision.adapter
     encode = adapter.encode_images
@@ -127,9 +126,10 @@ def towers(engine: Engine, monkeypatch: pytest.MonkeyPatch, together: bool = Tru
 def test_those_that_join_together_are_seen_together(
     tame: World, monkeypatch: pytest.MonkeyPatch, together: bool, seen: list[int]
 ) -> None:
-    """Four different pictures of five requests and one text, the same picture once; in one pass on a GPU."""
+    """Four different pictures of five requests and one text in one pass, or each alone; the same one once."""
     engine = tame.engine(max_batch=6)
-    passes = towers(engine, monkeypatch, together)
+    monkeypatch.setattr(engine._runner.vision, "together", together)
+    passes = towers(engine, monkeypatch)
     seeds = (1, 2, 3, 2, 4)
     requests = [ask(tame.prompt(seed, 5, IMAGE, 3), f"r{i}", retained=8) for i, seed in enumerate(seeds)]
     requests.append(ask(tame.prompt(9, 7), "text"))
