@@ -260,6 +260,7 @@ def error_response(request: Request, exc: Exception) -> JSONResponse:
         headers["WWW-Authenticate"] = "Bearer"
     # The handler of unknown exceptions answers outside the request-id middleware, so the header is set here.
     request_id = getattr(request.state, "request_id", None)
+    request.state.err = error.code
     if request_id is not None:
         headers[REQUEST_ID_HEADER] = request_id
     return JSONResponse(error.body(), status_code=error.status, headers=headers)

@@ -93,6 +93,7 @@ async def _answer(
         traceparent=traceparent,
     )
     headers = _headers(accepted)
+    request.state.job_id = accepted.job.id
     if asked.background:
         return accepted_response(await _status(gateway, accepted, caller), headers)
     left_s = until - time.time()
@@ -206,8 +207,11 @@ async def told(
         raise
     except Exception as exc:  # the headers are out: the error can only be an event
         error = as_api_error(exc)
+        fields = {"job_id": job.id, "request_id": job.request_id, "err": error.code}
         if error is not exc:
-            log.exception("stream broke", extra={"job_id": job.id, "request_id": job.request_id})
+            log.exception("stream broke", extra=fields)
+        else:
+            log.info("stream failed", extra=fields)
         if metrics is not None:
             metrics.failed(error.code, error.status)
         yield words.error(error, answer.last_id)

@@ -1,7 +1,8 @@
 """What every HTTP exchange passes through: its request id, its line in the log, and the limit on its body.
 
-Invariant: every response carries `X-Request-ID`, and so does the request's one line in the log; none is taken
-for another type than it says; no more than the limit of a body is ever handed on.
+Invariant: every response carries `X-Request-ID`, and so does the request's one line in the log, beside the
+`job_id` and `err` that whoever answers leaves in the request's state; none is taken for another type than it
+says; no more than the limit of a body is ever handed on.
 Plain ASGI, because starlette's BaseHTTPMiddleware hides a client's disconnect from the route.
 Must not know: routes, or what is in a body.
 """
@@ -19,7 +20,7 @@ import uuid
 from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import REQUEST_ID_HEADER, ApiError, TooLarge, error_response
+from service.errors import REQUEST_ID_HEADER, ApiError, TooLarge, as_api_error, error_response
 
 log = logging.getLogger("twigserve.gateway")
 
@@ -67,7 +68,7 @@ class RequestId:
         request_id = given if SANE_ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
 
-        began, status = time.monotonic(), 0
+        began, status, defect = time.monotonic(), 0, None
         own = ((_REQUEST_ID, request_id.encode()), (_SNIFFING, b"nosniff"))
 
         async def send_with_id(message: Message) -> None:
@@ -80,17 +81,24 @@ class RequestId:
 
         try:
             await self._app(scope, receive, send_with_id)
+        except Exception as exc:  # answered further out, where no id is known
+            status, defect = status or as_api_error(exc).status, exc
+            scope["state"]["err"] = as_api_error(exc).code
+            raise
         finally:
-            _log_request(scope, request_id, status, time.monotonic() - began)
+            _log_request(scope, status, time.monotonic() - began, defect)
 
 
-def _log_request(scope: Scope, request_id: str, status: int, seconds: float) -> None:
+def _log_request(scope: Scope, status: int, seconds: float, defect: Exception | None) -> None:
     """status 0: the client left before it was answered."""
     level = logging.DEBUG if scope["path"] in PROBED else logging.INFO
+    level = logging.ERROR if defect else level
     if not log.isEnabledFor(level):
         return
-    fields = {"request_id": request_id, "method": scope["method"], "path": scope["path"], "status": status}
-    log.log(level, "request", extra=fields | {"seconds": round(seconds, 4)})
+    state = scope["state"]
+    fields = {name: state[name] for name in ("request_id", "job_id", "err") if name in state}
+    fields |= {"method": scope["method"], "path": scope["path"], "status": status}
+    log.log(level, "request", exc_info=defect, extra=fields | {"seconds": round(seconds, 4)})
 
 
 class BodyLimit:

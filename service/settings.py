@@ -237,6 +237,8 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+# What the examples and the page's snippets read, so that it may be exported in an operator's shell.
+CLIENTS_OWN = frozenset({ENV_PREFIX + "URL", ENV_PREFIX + "API_KEY"})
 _ALL = (RedisSettings, TracingSettings, GatewaySettings, WorkerSettings, LogSettings)
 
 
@@ -250,7 +252,7 @@ def known_variables() -> frozenset[str]:
 
 def unknown_variables(environ: Any) -> list[str]:
     names = {name.upper() for name in environ if name.upper().startswith(ENV_PREFIX)}
-    return sorted(names - known_variables())
+    return sorted(names - known_variables() - CLIENTS_OWN)
 
 
 def explicit_redis_url() -> str | None:

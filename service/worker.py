@@ -146,10 +146,9 @@ class Engine:
 
     def _end(self, result: Result, batch_size: int) -> DoneData | ErrorData:
         if result.finish_reason in ("abort", "error"):
-            if (
-                result.finish_reason == "error"
-            ):  # an abort is the loop's own doing, and of a job it has let go
-                log.error("request failed in the engine", extra={"error": result.error})
+            if result.finish_reason == "error":  # an abort is the loop's own doing, of a job it has let go
+                fields = {"engine_id": result.request_id, "error": result.error}  # begins with the job's id
+                log.error("request failed in the engine", extra=fields)
             return ErrorData(message="The engine could not finish the request.", code="engine_error")
         done = done_data(result, self.card.model_id, batch_size)
         if result.request_id not in self._wants_map:

@@ -169,6 +169,7 @@ class Worker:
             self._forget(older, "fenced")
         job = RunningJob(claim, self._id)
         self._jobs[job.engine_id] = job
+        log.info("job begun", extra=job.log_fields)  # of a job that ends its worker, all there will be
         try:
             self._engine.begin(job, images)
         except Refused as refusal:

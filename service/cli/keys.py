@@ -11,7 +11,7 @@ from service.cli.options import PriorityName, plain_errors
 from service.settings import GatewaySettings
 
 KeysFile = Annotated[
-    Path | None, typer.Option("--file", help="The file of keys. [env: TWIGSERVE_GATEWAY_KEYS_FILE]")
+    Path | None, typer.Option("--file", help=r"The file of keys. \[env: TWIGSERVE_GATEWAY_KEYS_FILE]")
 ]
 
 

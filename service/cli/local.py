@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -38,6 +38,8 @@ def bench(
     ] = "fastest",
     repeats: int = 3,
     retained_tokens: Annotated[int | None, typer.Option(help="R-bar of ttp; tier `fast` by default.")] = None,
+    fork_layer: ForkLayer = None,
+    drop_layer: DropLayer = None,
     memory: Annotated[
         bool,
         typer.Option(
@@ -49,7 +51,14 @@ def bench(
     """Our engine against transformers' generate, on the same weights in the same run."""
     if memory:
         _bench_memory(
-            as_json, vlm, twig, "bfloat16" if dtype == "auto" else dtype, max_tokens, retained_tokens
+            as_json,
+            model=vlm,
+            twig=twig,
+            dtype="bfloat16" if dtype == "auto" else dtype,
+            max_tokens=max_tokens,
+            retained_tokens=(64 if retained_tokens is None else retained_tokens,),
+            fork_layer=fork_layer,
+            drop_layer=drop_layer,
         )
         return
     with plain_errors():
@@ -68,6 +77,8 @@ def bench(
             generate_dtype=generate_dtype,
             repeats=repeats,
             retained_tokens=retained_tokens,
+            fork_layer=fork_layer,
+            drop_layer=drop_layer,
         )
         with _progress_bar() as progress:
             report = run_bench(config, progress)
@@ -76,14 +87,11 @@ def bench(
         typer.echo(json.dumps(report))
 
 
-def _bench_memory(
-    as_json: bool, vlm: str, twig: str | None, dtype: str, max_tokens: int, retained_tokens: int | None
-) -> None:
+def _bench_memory(as_json: bool, **config: Any) -> None:
     with plain_errors():
         from model.bench.memory import MemoryConfig, print_memory, run_memory
 
-        budgets = (64,) if retained_tokens is None else (retained_tokens,)
-        report = run_memory(MemoryConfig(vlm, twig, dtype, max_tokens=max_tokens, retained_tokens=budgets))
+        report = run_memory(MemoryConfig(**config))
     print_memory(report, aside=as_json)
     if as_json:
         typer.echo(json.dumps(report))

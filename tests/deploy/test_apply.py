@@ -112,14 +112,15 @@ def test_one_overlay_can_be_applied_after_another(kind: str) -> None:
             assert seen.setdefault(name, fixed(one)) == fixed(one), (overlay, name)
 
 
-def test_a_redis_from_outside_goes_with_every_way_of_scaling(tmp_path: Path) -> None:
-    """As in deployment.md: an overlay of one's own, on gpu-autoscaled."""
-    parts = {"resources": "overlays/gpu-autoscaled", "components": "components/redis-managed"}
+@pytest.mark.parametrize("overlay", ["gpu-autoscaled", "cpu-demo"])
+def test_a_redis_from_outside_goes_with_every_overlay(overlay: str, tmp_path: Path) -> None:
+    """As in deployment.md: an overlay of one's own. Caught once: on cpu-demo its own Secret stayed."""
+    parts = {"resources": f"overlays/{overlay}", "components": "components/redis-managed"}
     lines = [f"{key}: [{os.path.relpath(K8S / path, tmp_path.resolve())}]" for key, path in parts.items()]
     (tmp_path / "kustomization.yaml").write_text("\n".join(lines))
     cluster = render(str(tmp_path))
-    (scaler,) = cluster.all("ScaledObject")
-    assert [trigger["type"] for trigger in scaler["spec"]["triggers"]] == ["prometheus"]
+    for scaler in cluster.all("ScaledObject"):
+        assert [trigger["type"] for trigger in scaler["spec"]["triggers"]] == ["prometheus"]
     # Of the Redis inside nothing is left, nor anything that would look for it.
     assert "twigserve-redis." not in json.dumps(cluster.objects)
     assert not [one for one in cluster.objects if one["metadata"]["name"].startswith("twigserve-redis")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -95,6 +96,13 @@ def test_curl_answers(command: str, url: str) -> None:
     assert not done.stdout.startswith('{"error"'), done.stdout
     assert "event: error" not in done.stdout
     assert len(done.stdout) > 100
+
+
+def test_the_first_answer_is_what_the_readme_shows(url: str) -> None:
+    """Caught once: newer weights called the rose large."""
+    command = next(command for command in commands() if command.startswith("curl "))
+    quoted = " ".join(line[2:] for line in README.splitlines() if line.startswith("> "))
+    assert json.loads(run(command.replace(DEFAULT_URL, url)).stdout)["text"] == quoted
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from model.bench.memory import PAPER, MemoryConfig, run_memory
-from model.checkpoint import CheckpointError
+from model.checkpoint import CONFIG_FILE, TWIG_FILE, WEIGHTS_FILE, CheckpointError
 from model.memory import STEP_TOKENS, kv_tokens
 from model.request import RequestError
 from service.cli import app
@@ -73,6 +74,19 @@ def test_the_command_prints_json_beside_a_table() -> None:
     assert json.loads(done.stdout)["results"][-1]["kept_tokens"] == 41
     embedded = CliRunner().invoke(app, ["bench", "--memory", "--retained-tokens", "64", "--json"])
     assert json.loads(embedded.stdout)["layers"]["kept"] > 0
+
+
+def test_a_published_twig_has_its_layers_said(tame: World, tmp_path: Path) -> None:
+    """Caught once: `bench` asked for K and F, and had no options for them."""
+    for file in (CONFIG_FILE, WEIGHTS_FILE):
+        shutil.copy(tame.twig_path / file, tmp_path)
+    asked = ["bench", "--memory", "--model", str(tame.base_path), "--twig", str(tmp_path)]
+    asked += ["--retained-tokens", "8"]
+    config = json.loads((tame.twig_path / TWIG_FILE).read_text())
+    layers = ["--fork-layer", str(config["fork_layer"]), "--drop-layer", str(config["drop_layer"])]
+    assert "give both fork_layer and drop_layer" in CliRunner().invoke(app, asked).output
+    done = CliRunner().invoke(app, [*asked, *layers])
+    assert done.exit_code == 0, done.output
 
 
 def test_what_cannot_be_reckoned_is_named(tame: World, tmp_path: Path) -> None:

@@ -59,8 +59,16 @@ async def test_every_leaf_of_the_tree(kind: type[ApiError], method: str) -> None
     ids=repr,
 )
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_an_unforeseen_error_tells_nothing(error: Exception, method: str) -> None:
+async def test_an_unforeseen_error_tells_nothing(
+    error: Exception, method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """But to the log, under the request's id. Caught once: a line there said that the client had left."""
     response = await answer_to(error, method)
+    line = next(record for record in caplog.records if record.name == "twigserve.gateway")
+    told = {"request_id": "r-1", "status": 500, "err": "internal_error"}
+    assert told.items() <= line.__dict__.items()
+    assert line.exc_info is not None
+    assert line.exc_info[1] is error
     assert response.status_code == 500
     assert "secret" not in response.text
     assert response.headers["X-Request-ID"] == "r-1"

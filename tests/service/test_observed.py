@@ -75,8 +75,10 @@ async def test_one_request_id_in_every_log(
         lines = [record for record in caplog.records if record.__dict__.get("request_id") == "r-42"]
     assert {(line.name, line.getMessage()) for line in lines} == {
         ("twigserve.gateway", "request"),
+        ("twigserve.worker", "job begun"),
         ("twigserve.worker", "job done"),
     }
+    assert len({line.__dict__["job_id"] for line in lines}) == 1
     request = next(line.__dict__ for line in lines if line.name == "twigserve.gateway")
     assert (request["method"], request["path"], request["status"]) == ("POST", "/v1/describe", 200)
     assert not [record for record in caplog.records if record.__dict__.get("path") == "/readyz"]

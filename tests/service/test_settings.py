@@ -37,6 +37,13 @@ def test_an_unknown_variable_stops_the_process_and_is_named(monkeypatch: pytest.
         GatewaySettings()
 
 
+def test_what_the_examples_read_may_be_exported(monkeypatch: pytest.MonkeyPatch):
+    """Caught once: with the key exported as the page's snippets say, no command of ours would start."""
+    monkeypatch.setenv("TWIGSERVE_URL", "http://127.0.0.1:8000")
+    monkeypatch.setenv("TWIGSERVE_API_KEY", "sk-1")
+    GatewaySettings()
+
+
 def test_an_unknown_argument_is_named():
     with pytest.raises(ValueError, match="max_bach"):
         WorkerSettings(max_bach=3)
