@@ -91,7 +91,7 @@ class CheckedTransport(httpx.AsyncBaseTransport):
     async def _checked_address(self, host: str, port: int) -> str:
         try:
             addresses = await self._resolve(host, port)
-        except OSError as unknown:
+        except (OSError, UnicodeError) as unknown:  # an empty label, or one too long, has no encoding
             raise NotFetched("its host is not known") from unknown
         # One private address among public ones is reason enough: which would be taken is chance.
         if not addresses or not all(self._allowed(ipaddress.ip_address(each)) for each in addresses):
@@ -124,6 +124,8 @@ class ImageFetcher:
             raise BadField(image.param, f"'{image.param}' is a URL of more than {MAX_URL_CHARS} characters.")
         try:
             self._check_url(httpx.URL(image.url))
+        except UnicodeError as odd:  # IDNA
+            raise self._refusal(image, "its host is not a name") from odd
         except (NotFetched, httpx.InvalidURL) as refused:
             raise self._refusal(image, str(refused)) from refused
 
@@ -136,7 +138,7 @@ class ImageFetcher:
             raise self._refusal(image, f"it took more than {self._limits.timeout_s:g} s") from late
         except NotFetched as refused:
             raise self._refusal(image, str(refused)) from refused
-        except (httpx.HTTPError, httpx.InvalidURL) as failed:
+        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as failed:
             raise self._refusal(image, "the connection failed") from failed
 
     async def _get(self, image: ImageUrl) -> bytes:

@@ -16,6 +16,7 @@ import hashlib
 import math
 from dataclasses import dataclass
 from io import BytesIO
+from typing import cast
 
 from PIL import Image
 
@@ -34,6 +35,8 @@ SIGNATURES = (
 )
 # One side alone can blow up a resize (1 x 40,000,000 has few pixels); no camera or scanner comes near it.
 MAX_SIDE_PX = 65_535
+# Of grey wider than 16 bits nothing says which value is white: the least of these that none is above.
+WHITES = {"I": (255, 65_535), "F": (1, 255, 65_535)}
 # A single pixel shows nothing.
 MIN_PIXELS = 2
 # Beyond this long:short ratio a picture is a strip, whose exact resize would cost gigabytes or minutes:
@@ -156,15 +159,36 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Transparency is laid on white; 16-bit grey is scaled (PIL's own conversion would clip it to white)."""
-    if image.has_transparency_data:
+    """Transparency is laid on white; wide grey is scaled (PIL's own conversion would clip it to white)."""
+    opaque = None
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        wide, clear = image, image.info.get("transparency")
+        image = _narrowed(wide)
+        if isinstance(clear, int):
+            opaque = wide.convert("I").point([255 * (value != clear) for value in range(65_536)], "L")
+    elif image.has_transparency_data:
         image = image.convert("RGBA")
-        paper = Image.new("RGB", image.size, (255, 255, 255))
-        paper.paste(image, mask=image.getchannel("A"))
-        return paper
-    if image.mode.startswith("I;16"):
-        image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
-    return image if image.mode == "RGB" else image.convert("RGB")
+        opaque = image.getchannel("A")
+    if opaque is None:
+        return image if image.mode == "RGB" else image.convert("RGB")
+    paper = Image.new("RGB", image.size, (255, 255, 255))
+    paper.paste(image, mask=opaque)
+    return paper
+
+
+def _narrowed(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits, or of integers or floats, as bytes."""
+    white: float | None = 65_535
+    if image.mode in WHITES:
+        low, high = cast("tuple[float, float]", image.getextrema())
+        white = next((white for white in WHITES[image.mode] if low >= 0 and high <= white), None)
+    else:
+        image = image.convert("I")
+    if white is None:
+        message = "The image is grey of 32 bits, and which value is white cannot be told: send 8 or 16 bits."
+        raise UndecodableImage(message, param="image")
+    scale = 255 / white
+    return image.point(lambda value: value * scale + 0.5).convert("L")
 
 
 def least_size(size: tuple[int, int], spec: ImageSpec) -> tuple[int, int]:

@@ -84,6 +84,8 @@ async def test_off_unless_hosts_are_named(server: PictureServer) -> None:
         "http://pictures.test@elsewhere.test:{port}/a.png",
         "http:///a.png",
         "http://[::1]:{port}/a.png",
+        "http://xn--/a.png",  # caught once: a host that is no name was a 500
+        "http://xn--a.pictures.test/a.png",
     ],
 )
 async def test_other_places_are_refused_without_a_connection(server: PictureServer, url: str) -> None:
@@ -93,6 +95,14 @@ async def test_other_places_are_refused_without_a_connection(server: PictureServ
     assert isinstance(error, BadField)
     assert error.code == "image_not_fetched"
     assert names.asked == []
+    assert server.heads == []
+
+
+@pytest.mark.parametrize("host", [".pictures.test", "a" * 64 + ".pictures.test"])
+async def test_a_name_that_cannot_be_looked_up_is_refused(server: PictureServer, host: str) -> None:
+    """Caught once: a 500, of the codec that the resolver encodes names with."""
+    fetcher = ImageFetcher(FetchLimits(hosts=("*.pictures.test",), max_bytes=10_000, timeout_s=10.0))
+    assert (await refusal(fetcher, ImageUrl(f"http://{host}/a.png", "image"))).code == "image_not_fetched"
     assert server.heads == []
 
 
