@@ -116,6 +116,9 @@ class BatchRunner:
         stored = await self._store.batch(batch_id)
         if stored is None or stored.state not in RUNNING:  # whoever ended it could not close it
             return True
+        if stored.state == "cancelling":  # before any line of it was run here
+            await self._store.move(batch_id, "cancelled", int(time.time()), "cancelling")
+            return True
         about = AboutBatch.model_validate_json(stored.about)
         content = await self._store.content(stored_name(owner_of(batch_id), about.input_file_id))
         if content is None:

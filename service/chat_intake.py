@@ -60,7 +60,7 @@ def _turns(messages: list[ChatMessage]) -> tuple[list[Turn], list[Picture]]:
         own = _images(message, index)
         texts = (_text(system) if index == first else "", _text(message))
         text = "\n\n".join(text for text in texts if text)
-        if not text and not own:
+        if not text and not own and message.role != "assistant":  # an answer may have been empty
             raise BadField("messages", f"The {message.role} message is empty.")
         role: Literal["user", "assistant"] = "assistant" if message.role == "assistant" else "user"
         turns.append(Turn(role=role, text=text, images=len(own)))

@@ -248,8 +248,7 @@ class Gateway:
         """Nobody waits for the answer any more: a job that has not ended is cancelled."""
         if answer.ended or self._released:
             return
-        with contextlib.suppress(BrokerError):
-            await self.broker.cancel(job.id)
+        await self.broker.abandon(job.id)
 
     async def _next(self, events: AsyncIterator[Event], job: Job) -> Event:
         try:

@@ -153,6 +153,9 @@ class GatewayBroker(Protocol):
     async def cancel(self, job_id: str) -> bool:
         """Ends the job: at once if it waits, at the next round if it runs. False: unknown or ended."""
 
+    async def abandon(self, job_id: str) -> None:
+        """Nobody waits for the job: cancels it, and where the queue is away as soon as it is back."""
+
     async def expire(self, job_id: str) -> float:
         """Ends the job now if it waits and its deadline has passed.
 

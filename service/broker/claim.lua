@@ -21,10 +21,14 @@ local function make_group()
   end
 end
 
--- What lapsed for another model is put back as it lay: its own workers find it.
+local now = now_ms()
+
+-- What lapsed for another model is put back as it lay: its own workers find it. What only has to be ended is
+-- ended by any, since of its own there may be none any more.
 local function is_ours(entry)
-  local its = model_of(entry[2][2])
-  if model == '' or its == '' or its == model then return true end
+  local job = redis.call('HMGET', job_key(entry[2][2]), 'model', 'cancel', 'deadline')
+  if model == '' or not job[1] or job[1] == '' or job[1] == model then return true end
+  if job[2] == '1' or (job[3] and job[3] ~= '' and tonumber(job[3]) <= now) then return true end
   set_free(entry[1])
   return false
 end
@@ -46,7 +50,6 @@ local function reclaim(found)
   end
 end
 
-local now = now_ms()
 local claims, count = {}, {redelivered = 0, cancelled = 0, expired = 0, poisoned = 0}
 
 local alone = false

@@ -38,13 +38,18 @@ Call = Callable[..., Awaitable[Any]]
 
 @dataclass
 class Held:
-    """until: monotonic; after it the queue itself ends the job, or its result has been read."""
+    """until: monotonic; after it the queue itself ends the job, or its result has been read.
+
+    since: when it was last put into the server, whose data had the name `data` then.
+    """
 
     job: Job
     blobs: Mapping[str, bytes]
     idempotency: Idempotency | None
     until: float
     expires_at: float | None
+    since: float
+    data: bytes | None
     events: list[Event] = field(default_factory=list)
 
     @property
@@ -75,17 +80,21 @@ class Custody:
         call: Call,
         awaited: Callable[[], Iterable[str]],
         lost: Callable[[str], None],
+        cancel: Callable[[str], Awaitable[object]],
         job_ttl_s: float,
+        result_ttl_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._call = call
         self._awaited = awaited
         self._lost = lost
-        self._job_ttl_s = job_ttl_s
+        self._cancel = cancel
+        self._job_ttl_s, self._result_ttl_s = job_ttl_s, result_ttl_s
         self._clock = clock
         self._held: dict[str, Held] = {}
         self._held_bytes = 0
         self._disowned: list[str] = []
+        self._abandoned: list[str] = []
         self._missing_since: dict[str, float] = {}
         self._data: bytes | None = None  # its name at the last look
         self._lost_at = -math.inf
@@ -104,7 +113,7 @@ class Custody:
         now = self._clock()
         expires_at = None if job.deadline_at is None else now + job.deadline_at - job.created_at
         until = (now + self._job_ttl_s if expires_at is None else expires_at) + _KEEP_S
-        held = Held(job, blobs, idempotency, until, expires_at)
+        held = Held(job, blobs, idempotency, until, expires_at, now, self._data)
         if self._held_bytes + held.size_bytes <= MAX_HELD_BYTES:
             self._held[job.id] = held
             self._held_bytes += held.size_bytes
@@ -126,6 +135,11 @@ class Custody:
         """Nobody was promised this job, and it may be queued all the same: it is to go."""
         if job.id not in self._held:
             self._disowned.append(job.id)
+
+    def abandon(self, job_id: str) -> None:
+        """Nobody waits for it any more, and the server is not there to hear it."""
+        self._drop(job_id)
+        self._abandoned.append(job_id)
 
     def reclaim(self, job: Job) -> None:
         """It is being submitted again."""
@@ -150,14 +164,14 @@ class Custody:
 
     async def check(self) -> None:
         """Looks once for every job that is held or awaited here."""
-        await self._withdraw_disowned()
         now = self._clock()
         for job_id in [job_id for job_id, held in self._held.items() if held.until <= now]:
             self._drop(job_id)
+        await self._survey()  # also where nothing is held: what was lost is known before somebody asks
+        await self._withdraw_disowned()
+        await self._cancel_abandoned()
         wanted = iter(dict.fromkeys([*self._held, *self._awaited()]))
         missing: dict[str, float] = {}
-        if self._data is None:
-            await self._survey()
         while batch := list(itertools.islice(wanted, _BATCH)):
             for job_id, known in zip(batch, await self._survey(*batch), strict=True):
                 if await self._is_missing(job_id, known):
@@ -202,19 +216,34 @@ class Custody:
             held.until = min(held.until, self._clock() + READ_WITHIN_S)
         elif state in TERMINAL:
             self._drop(job_id)
+        elif not known and self._has_expired(held):
+            self._drop(job_id)
         elif not known or held.knows_more(known[1], known[2].decode()):
             await self._put_back(held)
         return False
 
+    def _has_expired(self, held: Held) -> bool:
+        """Its result has, of a job whose end was not seen here for so long: the server has lost nothing since."""
+        if not self._data or self._data.startswith(b":"):  # a server that does not name its life
+            return False
+        return held.data == self._data and self._clock() - held.since >= self._result_ttl_s
+
     async def _put_back(self, held: Held) -> None:
         if await self._call("restore", *held.arguments(self._clock())):
             log.warning("job put back", extra={"job_id": held.job.id, "events": len(held.events)})
+        held.since, held.data = self._clock(), self._data
 
     async def _withdraw_disowned(self) -> None:
         for job_id in list(self._disowned):
             await self._call("withdraw", job_id)
             if job_id in self._disowned:
                 self._disowned.remove(job_id)
+
+
+    async def _cancel_abandoned(self) -> None:
+        while self._abandoned:
+            await self._cancel(self._abandoned[0])
+            del self._abandoned[0]
 
 
 def new_name() -> str:

@@ -73,7 +73,9 @@ class RedisGatewayBroker:
         self._submit_apart = self._client.register_script(script_source("submit"))
         self._ended_waiting: Counter[EndedWaiting] = Counter()
         inbox = self._keys.inbox(uuid.uuid4().hex)
-        self._custody = Custody(self._run, self._awaited, self._lost, settings.job_ttl_s)
+        self._custody = Custody(
+            self._run, self._awaited, self._lost, self.cancel, settings.job_ttl_s, settings.result_ttl_s
+        )
         blocking = Line(self._lines_client, settings.command_timeout_s + BLOCK_MS / 1000)
         self._reader = EventReader(
             blocking, self._line, self._keys, inbox, settings.backoff_max_s, self._custody.see
@@ -199,6 +201,12 @@ class RedisGatewayBroker:
         did = await self._run("cancel", job_id)
         self._ended_waiting["cancelled"] += did == 2
         return bool(did)
+
+    async def abandon(self, job_id: str) -> None:
+        try:
+            await self.cancel(job_id)
+        except BrokerUnavailable:
+            self._custody.abandon(job_id)
 
     async def expire(self, job_id: str) -> float:
         left_ms = await self._run("expire", job_id)

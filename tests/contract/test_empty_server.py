@@ -15,6 +15,7 @@ from service.broker.base import (
     JobNotFound,
     KeyedJob,
 )
+from service.broker.custody import LOST_AFTER_S
 from service.broker.redis import RedisGatewayBroker, RedisWorkerBroker
 from service.embedded_redis import EmbeddedRedis
 from service.protocol import Event, ImageRef
@@ -165,6 +166,47 @@ async def test_a_result_that_nobody_can_have_read_yet_is_computed_again():
         status = await gateway.status(job.id)
         assert status is not None
         assert status.state == "queued"
+
+
+async def test_a_result_that_has_expired_is_not_computed_again(
+    gateway: RedisGatewayBroker, worker: RedisWorkerBroker
+):
+    """Caught once: a job that nobody followed was taken for lost, and run again and again."""
+    job = make_job()
+    await gateway._custody.check()
+    await gateway.submit(job, {})
+    worker.finish(claim_one(worker).lease, [done(1, 1)])
+    await gateway._client.delete(gateway._keys.job(job.id))
+    clock = gateway._custody._clock
+    gateway._custody._clock = lambda: clock() + gateway._settings.result_ttl_s
+    await gateway._custody.check()
+    assert await gateway.status(job.id) is None
+    assert gateway._custody.held(job.id) is None
+
+
+async def test_a_loss_is_known_before_somebody_asks(gateway: RedisGatewayBroker):
+    """Caught once: an idle gateway's doubts began with the first request that had an idempotency key."""
+    await gateway._custody.check()
+    await gateway._client.flushall()
+    await gateway._custody.check()
+    clock = gateway._custody._clock
+    gateway._custody._clock = lambda: clock() + LOST_AFTER_S
+    assert await gateway.keyed_job("key") is None
+
+
+async def test_what_was_left_during_an_outage_is_cancelled_after_it():
+    """Caught once: its client had gone, the server was away, and it was put back and run to its end."""
+    async with own_server() as (server, gateway, worker):
+        job = make_job()
+        await gateway.submit(job, {})
+        server.stop(keep=True)
+        await gateway.abandon(job.id)
+        server.start()
+        await reached(gateway)
+        await gateway._custody.check()
+        assert not worker.claim(1).claims
+        status = await gateway.status(job.id)
+        assert status is None or status.state == "error"
 
 
 async def test_a_submit_whose_fate_is_unknown_is_withdrawn(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from service.broker.redis import RedisGatewayBroker, RedisWorkerBroker
+from service.protocol import Job
 from service.settings import RedisSettings
 from tests.contract.conftest import claim_one, done, make_job
 
@@ -107,3 +108,25 @@ async def test_a_job_whose_model_is_gone_ends_at_its_deadline(
     assert status is not None
     assert status.terminal is not None
     assert status.terminal.data["code"] == "deadline_exceeded"
+
+
+async def test_what_its_own_model_cannot_end_is_ended_by_another(
+    gateway: RedisGatewayBroker, workers: Any
+) -> None:
+    """Caught once: cancelled or out of time, it was `running` for hours and kept its key's tokens."""
+    late = make_job(model="llava", deadline_at=time.time() + 1.0)
+    cancelled, running = make_job(model="llava"), make_job(model="llava")
+    for job in (late, cancelled, running):
+        await gateway.submit(job, {})
+    assert len(claimed(workers["llava"])) == 3  # and its only worker dies
+    await gateway.cancel(cancelled.id)
+
+    async def state(job: Job) -> str | None:
+        status = await gateway.status(job.id)
+        return status and status.state
+
+    async with asyncio.timeout(60):
+        while await state(late) != "error" or await state(cancelled) != "error":
+            assert claimed(workers["qwen"]) == []
+            await asyncio.sleep(0.05)
+    assert await state(running) == "running"

@@ -110,6 +110,25 @@ async def test_a_cancelled_batch_that_could_not_be_closed_runs_no_further(store:
     assert (await Batches(store, LIMITS).batch("o", batch.id)).status == "cancelled"
 
 
+async def test_a_batch_that_nobody_runs_ends_when_it_is_cancelled(store: RedisBatchStore) -> None:
+    """Caught once: it waited for a turn among the running ones, and then all of its lines were run."""
+    batch = await create(store, lines(8))
+    assert (await Batches(store, LIMITS).cancel("o", batch.id)).status == "cancelled"
+    assert await store.open_batches() == []
+    assert (await Batches(store, LIMITS).cancel("o", batch.id)).status == "cancelled"
+
+
+async def test_a_batch_whose_runner_died_while_it_was_cancelled_runs_no_further(
+    store: RedisBatchStore,
+) -> None:
+    batch = await create(store, lines(8))
+    await store.move(f"o/{batch.id}", "cancelling", 1, "in_progress")
+    runner = Runner(store, at_once)
+    await runner.look_once()
+    assert (runner.asked, await store.open_batches()) == ([], [])
+    assert (await Batches(store, LIMITS).batch("o", batch.id)).status == "cancelled"
+
+
 async def test_the_good_lines_of_a_refused_batch_never_run(store: RedisBatchStore) -> None:
     """It was among the open batches for a moment, and for good where the gateway died in it."""
 
