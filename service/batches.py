@@ -200,7 +200,6 @@ class Batches:
             await self._end_unless_run(name)
         return await self.batch(owner, batch_id)
 
-
     async def _end_unless_run(self, name: str) -> None:
         """Whoever runs it ends it; one that still waits for its turn would hold its place until then."""
         us = uuid.uuid4().hex

@@ -13,7 +13,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from fastapi import Request, Response
@@ -96,17 +96,22 @@ async def _answer(
     request.state.job_id = accepted.job.id
     if asked.background:
         return accepted_response(await _status(gateway, accepted, caller), headers)
-    left_s = until - time.time()
-    accepted = replace(accepted, left_s=min(left_s, accepted.left_s or left_s))
     job, words = accepted.job, asked.words(accepted.job)
     answer = Answer(job, arrived_at, replayed=accepted.replayed)
+    left_s, its_own = (
+        until - time.time(),
+        accepted.left_s,
+    )  # the caller's, and that of a job asked for earlier
+    early = its_own is not None and left_s < its_own
+    left_s = left_s if its_own is None else min(left_s, its_own)
+    following = gateway.follow(job, answer, left_s=left_s, leaves_early=early)
     if idempotency is None:
         held.push_async_callback(gateway.leave, job, answer)
     if asked.submission.fields.stream:
-        source = told(gateway, job, answer, words, metrics=gateway.metrics, left_s=accepted.left_s)
+        source = told(following, job, answer, words, metrics=gateway.metrics)
         beating = with_heartbeat(source, settings.sse_heartbeat_s)
         return EventStream(beating, held.pop_all().aclose, headers)
-    description = await unless_gone(request.receive, _whole(gateway, accepted, answer))
+    description = await unless_gone(request.receive, _whole(gateway.metrics, following, answer))
     if description is None:
         raise ClientGone("The client went away.")
     timing = server_timing(description.metrics, answer.elapsed_s())
@@ -171,31 +176,27 @@ async def _read(request: Request, read: Callable[[Request], Awaitable[T]], timeo
         raise BodyTimeout(f"The body did not arrive within {timeout_s:g} s.") from late
 
 
-async def _whole(gateway: Gateway, accepted: Accepted, answer: Answer) -> Description | None:
-    following = gateway.follow(accepted.job, answer, left_s=accepted.left_s)
+async def _whole(
+    metrics: GatewayMetrics, following: AsyncGenerator[Event, None], answer: Answer
+) -> Description | None:
     async with contextlib.aclosing(following) as events:
         async for event in events:
             if event.type == "done":
-                return _finish(gateway.metrics, answer, event)
+                return _finish(metrics, answer, event)
     return None
 
 
 async def told(
-    gateway: Gateway,
+    following: AsyncGenerator[Event, None],
     job: Job,
     answer: Answer,
     words: Wording,
     *,
-    after: str | None = None,
     metrics: GatewayMetrics | None = None,
-    left_s: float | None = None,
 ) -> AsyncGenerator[bytes, None]:
-    """The job's events as server-sent events. metrics: None where this is not the answer that counts.
-
-    left_s: as in `Gateway.follow`.
-    """
+    """The job's events as server-sent events. metrics: None where this is not the answer that counts."""
     try:
-        async with contextlib.aclosing(gateway.follow(job, answer, after, left_s)) as events:
+        async with contextlib.aclosing(following) as events:
             async for event in events:
                 if event.type == "token":
                     yield words.token(event)

@@ -10,11 +10,12 @@ import time
 from collections.abc import Sequence
 
 from service.broker.base import GatewayBroker
-from service.errors import NotFound, NoWorker
+from service.errors import NotFound, NoWorker, QueueDown
 from service.protocol import ModelCard, QueueStats, WorkerInfo
 from service.queue_errors import RETRY_AFTER_S, queue_errors
 
 Look = tuple[QueueStats, list[WorkerInfo]]
+DOUBT_S = 0.25  # how long is waited for a queue that did not answer the last time
 
 
 class Fleet:
@@ -23,6 +24,7 @@ class Fleet:
         self._seen: Look | None = None
         self._seen_at = 0.0
         self._looking: asyncio.Task[Look] | None = None
+        self._failed = False
 
     async def look(self, max_age_s: float = 0.0) -> Look:
         """The queue, and the workers that take new jobs; or what was seen so long ago at most.
@@ -35,13 +37,23 @@ class Fleet:
             return await self._look()  # one that was begun earlier is no answer
         if self._looking is None or self._looking.done():
             self._looking = asyncio.create_task(self._look(), name="look")
-        return await asyncio.shield(self._looking)
+            self._looking.add_done_callback(_seen_to)
+        try:
+            async with asyncio.timeout(DOUBT_S if self._failed else None):
+                return await asyncio.shield(self._looking)
+        except TimeoutError as silent:
+            raise QueueDown("The queue does not answer.", retry_after_s=RETRY_AFTER_S) from silent
 
     async def _look(self) -> Look:
         began = time.monotonic()
-        with queue_errors():
-            queue = await self._broker.queue_stats()
-            workers = [worker for worker in await self._broker.workers() if not worker.draining]
+        try:
+            with queue_errors():
+                queue = await self._broker.queue_stats()
+                workers = [worker for worker in await self._broker.workers() if not worker.draining]
+        except Exception:
+            self._failed = True
+            raise
+        self._failed = False
         self._seen, self._seen_at = (queue, workers), began
         return self._seen
 
@@ -51,6 +63,12 @@ class Fleet:
         if not workers and not without_workers:
             raise NoWorker("No worker is ready.", retry_after_s=RETRY_AFTER_S)
         return queue, workers
+
+
+def _seen_to(look: asyncio.Task[Look]) -> None:
+    """A failure that nobody waited for is none that is to be told of when the task is collected."""
+    if not look.cancelled():
+        look.exception()
 
 
 def open_card(workers: Sequence[WorkerInfo], model: str | None) -> ModelCard:

@@ -211,24 +211,31 @@ class Gateway:
         return pictures
 
     async def follow(
-        self, job: Job, answer: Answer, after: str | None = None, left_s: float | None = None
+        self,
+        job: Job,
+        answer: Answer,
+        after: str | None = None,
+        left_s: float | None = None,
+        *,
+        leaves_early: bool = False,
     ) -> AsyncGenerator[Event, None]:
         """The job's events (behind the one named) up to `done`; an ApiError where it ends otherwise.
 
-        left_s: to its deadline, by the queue's clock, or to where the caller's patience ends; None where the
-        job is this gateway's own, of now.
+        left_s: to its deadline, by the queue's clock; None where the job is this gateway's own, of now.
+        leaves_early: left_s is the caller's own patience instead, which ends before the job's deadline.
         """
         if self._released:
             raise _stopping(job)
         if left_s is None and job.deadline_at is not None:
             left_s = job.deadline_at - time.time()
+        left_s = max(self.settings.request_timeout_s if left_s is None else left_s, 0)
         # What a job said before its deadline can be read after it.
-        patience_s = max(self.settings.request_timeout_s if left_s is None else left_s, 0) + DEADLINE_GRACE_S
-        expiring = Alarm(patience_s - DEADLINE_GRACE_S, lambda: self._expire(job))
+        patience_s = left_s if leaves_early else left_s + DEADLINE_GRACE_S
+        expiring = Alarm(left_s, lambda: self._expire(job))
         try:
             async with contextlib.aclosing(self.broker.events(job.id, after, patience_s)) as events:
                 while not answer.ended:
-                    event = await self._next(events, job)
+                    event = await self._next(events, job, leaves_early)
                     answer.see(event)
                     if event.type == "error":
                         raise job_error(event)
@@ -250,12 +257,13 @@ class Gateway:
             return
         await self.broker.abandon(job.id)
 
-    async def _next(self, events: AsyncIterator[Event], job: Job) -> Event:
+    async def _next(self, events: AsyncIterator[Event], job: Job, leaves_early: bool) -> Event:
         try:
             with queue_errors():
                 return await anext(events)
         except TimeoutError as late:
-            raise DeadlineExceeded("No answer before the deadline; the request was cancelled.") from late
+            what = f"goes on at /v1/jobs/{job.id}" if leaves_early else "was cancelled"
+            raise DeadlineExceeded(f"No answer before the deadline; the request {what}.") from late
         except QueueDown as down:
             raise _stopping(job) if self._released else down from down
 

@@ -214,16 +214,14 @@ class Custody:
         state = known[0].decode() if known else ""
         if state == "done":
             held.until = min(held.until, self._clock() + READ_WITHIN_S)
-        elif state in TERMINAL:
-            self._drop(job_id)
-        elif not known and self._has_expired(held):
+        elif state in TERMINAL or (not known and self._has_expired(held)):
             self._drop(job_id)
         elif not known or held.knows_more(known[1], known[2].decode()):
             await self._put_back(held)
         return False
 
     def _has_expired(self, held: Held) -> bool:
-        """Its result has, of a job whose end was not seen here for so long: the server has lost nothing since."""
+        """Its result has, of a job whose end was not seen here for so long; nothing was lost since."""
         if not self._data or self._data.startswith(b":"):  # a server that does not name its life
             return False
         return held.data == self._data and self._clock() - held.since >= self._result_ttl_s
@@ -238,7 +236,6 @@ class Custody:
             await self._call("withdraw", job_id)
             if job_id in self._disowned:
                 self._disowned.remove(job_id)
-
 
     async def _cancel_abandoned(self) -> None:
         while self._abandoned:

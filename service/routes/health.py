@@ -7,6 +7,7 @@ fault, and only a gateway can say so (503 with Retry-After) and hand out the res
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from typing import Annotated, Any
 
@@ -19,6 +20,7 @@ from service.gateway import Gateway
 from service.metrics import render_metrics
 from service.schemas import error_responses
 
+LOOK_S = 1.0  # a scrape must not wait for a queue that hangs: it has little time itself
 router = APIRouter(tags=["health"])
 
 METRICS: dict[int | str, dict[str, Any]] = {
@@ -59,8 +61,9 @@ async def readyz(
 @router.get("/metrics", summary="Prometheus metrics", response_class=Response, responses=METRICS)
 async def metrics(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
-    with contextlib.suppress(Unavailable):  # the gauges keep what they saw last
-        gateway.metrics.see_queue(*await gateway.look())
+    with contextlib.suppress(Unavailable, TimeoutError):  # the gauges keep what they saw last
+        async with asyncio.timeout(LOOK_S):
+            gateway.metrics.see_queue(*await gateway.look())
     gateway.metrics.ended_waiting(gateway.broker.take_ended_waiting())
     body = await render_metrics(gateway.metrics.registry, gateway.settings.worker_metrics_urls)
     return Response(body, media_type=CONTENT_TYPE_LATEST)

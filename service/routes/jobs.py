@@ -68,7 +68,8 @@ async def job_events(job_id: JobId, request: Request, last_event_id: LastEventId
         return Response(status_code=204)
     answer = Answer(status.job, time.monotonic(), replayed=True)
     answer.last_id = after or answer.last_id
-    source = told(gateway, status.job, answer, DescribeWords(), after=after, left_s=status.left_s)
+    following = gateway.follow(status.job, answer, after, status.left_s)
+    source = told(following, status.job, answer, DescribeWords())
     return EventStream(with_heartbeat(source, gateway.settings.sse_heartbeat_s), _nothing)
 
 
