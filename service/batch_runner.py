@@ -27,7 +27,15 @@ from service.broker.batches import BatchStore, owner_of, stored_name
 from service.callers import Caller
 from service.chat_intake import chat_of_json
 from service.chat_words import ChatWords
-from service.errors import BadField, DeadlineExceeded, NotFound, TooBusy, Unavailable, as_api_error
+from service.errors import (
+    BadField,
+    DeadlineExceeded,
+    NotFound,
+    TooBusy,
+    Unavailable,
+    as_api_error,
+    renaming,
+)
 from service.gateway import Accepted, Gateway
 from service.intake import Submission, submission_of_json
 from service.protocol import Job
@@ -179,11 +187,12 @@ class BatchRunner:
         idempotency = Idempotency(hashlib.sha256(request_id.encode()).hexdigest(), "batch")
         while True:
             try:
-                accepted = await self._gateway.submit(
-                    submission, request_id, idempotency, caller=run.caller, deadline_at=run.expires_at
-                )
-                run.missing_since.pop(submission.model, None)
-                return _worded(line, accepted.job, await self._whole(run.batch_id, accepted))
+                with renaming(submission.renamed):
+                    accepted = await self._gateway.submit(
+                        submission, request_id, idempotency, caller=run.caller, deadline_at=run.expires_at
+                    )
+                    run.missing_since.pop(submission.model, None)
+                    return _worded(line, accepted.job, await self._whole(run.batch_id, accepted))
             except (TooBusy, Unavailable, DeadlineExceeded) as later:
                 await asyncio.sleep(later.retry_after_s or RETRY_S)
             except NotFound:  # of its model: other workers are there

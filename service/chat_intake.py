@@ -21,13 +21,14 @@ from service.schemas_chat import DEFAULT_MODEL, ChatBody, ChatMessage, TextPart
 
 KIND = "chatcmpl"
 SYSTEM_ROLES = ("system", "developer")
+# Ours (the worker says `images`), all made of the client's messages.
+FROM_MESSAGES = ("image", "images", "prompt", "history")
 
 
 @dataclass(frozen=True)
 class Chat:
     submission: Submission
     include_usage: bool
-    length_field: str
 
 
 async def read_chat(request: Request) -> Chat:
@@ -41,12 +42,13 @@ def chat_of_json(raw: bytes) -> Chat:
     *history, last = turns
     model = None if body.model == DEFAULT_MODEL else body.model
     fields = _fields(body, last.text or DEFAULT_PROMPT)
-    submission = Submission(fields, images, model, KIND, tuple(history))
+    length_field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+    renamed = dict.fromkeys(FROM_MESSAGES, "messages") | {"max_tokens": length_field}
+    submission = Submission(fields, images, model, KIND, tuple(history), renamed)
     options = body.stream_options
     if options is not None and not body.stream:
         raise BadField("stream_options", "'stream_options' is for 'stream': true.")
-    length_field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
-    return Chat(submission, options is not None and bool(options.include_usage), length_field)
+    return Chat(submission, options is not None and bool(options.include_usage))
 
 
 def _turns(messages: list[ChatMessage]) -> tuple[list[Turn], list[Picture]]:

@@ -35,7 +35,8 @@ Must not know: how a request is checked, or what the queue is made of.
 from __future__ import annotations
 
 # ruff: noqa: N818 (a suffix "Error" on every leaf would only repeat the root)
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -75,6 +76,16 @@ class ApiError(Exception):
     def body(self) -> dict[str, Any]:
         error = {"message": self.message, "type": self.kind, "code": self.code, "param": self.param}
         return {"error": error}
+
+
+@contextlib.contextmanager
+def renaming(names: Mapping[str, str]) -> Iterator[None]:
+    """names: our fields' names -> those that the client knows, for what is raised in here."""
+    try:
+        yield
+    except ApiError as error:
+        error.param = names.get(error.param, error.param) if error.param else None
+        raise
 
 
 class BadRequest(ApiError):

@@ -13,7 +13,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from fastapi import Request, Response
@@ -21,7 +21,7 @@ from fastapi import Request, Response
 from service.answers import Answer, server_timing
 from service.callers import Caller, caller_of
 from service.deadlines import deadline_at, timeout_s
-from service.errors import ApiError, BodyTimeout, ClientGone, TooBusy, as_api_error
+from service.errors import ApiError, BodyTimeout, ClientGone, TooBusy, as_api_error, renaming
 from service.gateway import Accepted, Gateway
 from service.idempotency import read_idempotency
 from service.intake import Submission
@@ -46,12 +46,11 @@ class Wording(Protocol):
 
 @dataclass(frozen=True)
 class Asked:
-    """background: answer with the job itself. renamed: our fields' names -> the names the client knows."""
+    """background: answer with the job itself."""
 
     submission: Submission
     words: Callable[[Job], Wording]
     background: bool = False
-    renamed: Mapping[str, str] = field(default_factory=dict)
 
 
 async def exchange(request: Request, read: Callable[[Request], Awaitable[Asked]]) -> Response:
@@ -62,11 +61,8 @@ async def exchange(request: Request, read: Callable[[Request], Awaitable[Asked]]
             traceparent = held.enter_context(_traced(gateway, request))
             await _enter(gateway, request, held)
             asked = await _read(request, read, gateway.settings.body_timeout_s)
-            try:
+            with renaming(asked.submission.renamed):
                 return await _answer(gateway, request, asked, held, arrived_at, traceparent)
-            except ApiError as error:
-                error.param = asked.renamed.get(error.param, error.param) if error.param else None
-                raise
     except Exception as exc:
         _count(gateway.metrics, exc)
         raise
@@ -108,7 +104,9 @@ async def _answer(
     if idempotency is None:
         held.push_async_callback(gateway.leave, job, answer)
     if asked.submission.fields.stream:
-        source = told(following, job, answer, words, metrics=gateway.metrics)
+        source = told(
+            following, job, answer, words, metrics=gateway.metrics, renamed=asked.submission.renamed
+        )
         beating = with_heartbeat(source, settings.sse_heartbeat_s)
         return EventStream(beating, held.pop_all().aclose, headers)
     description = await unless_gone(request.receive, _whole(gateway.metrics, following, answer))
@@ -193,15 +191,20 @@ async def told(
     words: Wording,
     *,
     metrics: GatewayMetrics | None = None,
+    renamed: Mapping[str, str] | None = None,
 ) -> AsyncGenerator[bytes, None]:
-    """The job's events as server-sent events. metrics: None where this is not the answer that counts."""
+    """The job's events as server-sent events. metrics: None where this is not the answer that counts.
+
+    renamed: as in `Submission`.
+    """
     try:
-        async with contextlib.aclosing(following) as events:
-            async for event in events:
-                if event.type == "token":
-                    yield words.token(event)
-                elif event.type == "done":
-                    yield words.done(_finish(metrics, answer, event), event.id)
+        with renaming(renamed or {}):
+            async with contextlib.aclosing(following) as events:
+                async for event in events:
+                    if event.type == "token":
+                        yield words.token(event)
+                    elif event.type == "done":
+                        yield words.done(_finish(metrics, answer, event), event.id)
     except (GeneratorExit, asyncio.CancelledError):
         if metrics is not None and not answer.ended:
             metrics.failed(ClientGone.code, ClientGone.status)

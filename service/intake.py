@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import anyio.to_thread
 from fastapi import Request
@@ -30,6 +30,7 @@ Picture = bytes | ImageUrl
 class Submission:
     """images: as they came, or whence they are to be fetched. model: the served name asked for, None for
     whichever there is. kind: begins the job's id. history: earlier turns, whose images come first.
+    renamed: as `errors.renaming` takes it, where the client knows the fields by other names.
     """
 
     fields: DescribeFields
@@ -37,6 +38,7 @@ class Submission:
     model: str | None = None
     kind: str = "desc"
     history: tuple[Turn, ...] = ()
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def texts(self) -> str:

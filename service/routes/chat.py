@@ -53,5 +53,4 @@ async def _read(request: Request) -> Asked:
     return Asked(
         chat.submission,
         lambda job: ChatWords(job, include_usage=chat.include_usage),
-        renamed={"image": "messages", "prompt": "messages", "max_tokens": chat.length_field},
     )

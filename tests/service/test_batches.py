@@ -17,11 +17,13 @@ from service.errors import NotFound
 from service.protocol import ErrorData, Job
 from service.settings import GatewaySettings
 from tests.service.gateway_fixture import Live, eventually, on_a_port
-from tests.service.scripted_worker import CARD, ScriptedWorker, apple
+from tests.service.scripted_worker import CARD, ScriptedWorker, apple, failing
 from tests.service.test_chat import USER
 from tests.service.test_describe import PNG64, error_of
 
 WITHIN_S = 60.0
+CHAT = "/v1/chat/completions"
+LONG = {"role": "user", "content": "x" * 1001}
 
 
 def line(custom_id: str, url: str = "/v1/describe", **body: Any) -> dict[str, Any]:
@@ -113,6 +115,16 @@ async def test_a_lines_own_faults_are_its_result(ai: AsyncOpenAI, worker: Script
     }  # fmt: skip
     assert (said["a"]["param"], "greater than or equal to 1" in said["a"]["message"]) == ("max_tokens", True)
     assert (said["c"]["param"], said["boom"]["code"]) == ("stream", "engine_failed")
+
+
+async def test_a_chats_faults_are_named_as_its_line_has_them(ai: AsyncOpenAI, worker: ScriptedWorker) -> None:
+    """Caught once: they named `prompt` and `max_tokens`, which the lines did not have."""
+    worker.script = failing(ErrorData(type="invalid_request_error", message="no", code="c", param="history"))
+    bad = [{"max_completion_tokens": 257}, {"max_tokens": 257}, {"messages": [LONG]}, {}]
+    lines = [line(str(n), CHAT, **{"messages": [USER]} | fields) for n, fields in enumerate(bad)]
+    batch = await ended(ai, (await submit(ai, jsonl(*lines), CHAT)).id)
+    said = [each["response"]["body"]["error"]["param"] for each in await results(ai, batch.error_file_id)]
+    assert said == ["max_completion_tokens", "max_tokens", "messages", "messages"]
 
 
 async def test_unreadable_lines_are_all_named_and_nothing_runs(

@@ -95,6 +95,30 @@ async def test_an_error_in_a_stream_is_raised(ai: AsyncOpenAI, worker: ScriptedW
         await chunks_of(ai)
 
 
+@pytest.mark.parametrize(
+    ("fields", "ours", "known"),
+    [
+        ({}, "prompt", "messages"),
+        ({}, "history", "messages"),
+        ({}, "images", "messages"),
+        ({}, "max_tokens", "max_tokens"),
+        ({"max_completion_tokens": 9}, "max_tokens", "max_completion_tokens"),
+        ({}, "retained_tokens", "retained_tokens"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+async def test_what_a_worker_refuses_is_named_as_the_client_knows_it(
+    ai: AsyncOpenAI, worker: ScriptedWorker, stream: bool, fields: dict[str, Any], ours: str, known: str
+) -> None:
+    """Caught once: a stream's error named `prompt`, and every answer's `history`, which no chat has."""
+    worker.script = failing(ErrorData(type="invalid_request_error", message="no", code="c", param=ours))
+    whole = ai.chat.completions.create
+    asked: dict[str, Any] = {"model": "default", "messages": [USER]} | fields
+    with pytest.raises(openai.APIError) as caught:
+        await (chunks_of(ai, **fields) if stream else whole(**asked))
+    assert caught.value.param == known
+
+
 async def test_leaving_a_stream_cancels(ai: AsyncOpenAI, live: Live, worker: ScriptedWorker) -> None:
     worker.hold()
     stream = await ai.chat.completions.create(model="default", messages=[USER], stream=True)  # type: ignore[list-item]
