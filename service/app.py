@@ -96,11 +96,13 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     gateway: Gateway = app.state.gateway
     runner: BatchRunner = app.state.batch_runner
     await gateway.broker.start()
+    gateway.background.start()
     runner.start()
     try:
         yield
     finally:
         await runner.stop()
+        await gateway.background.stop()
         await gateway.images.close()
         await asyncio.to_thread(gateway.tracing.close)  # sends what is unsent
         await gateway.broker.close()

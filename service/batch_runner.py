@@ -18,6 +18,7 @@ import time
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from service.answers import Answer, description_json
@@ -167,22 +168,27 @@ class BatchRunner:
                 group.create_task(self._some_lines(run, left))
 
     async def _some_lines(self, run: _Run, left: Iterable[tuple[int, bytes]]) -> None:
+        metrics = self._gateway.metrics
         for number, raw in left:
             request_id = f"{run.batch_id.partition('/')[2]}-{number}"
             line = BatchLine.model_validate_json(raw)
             try:
-                status, body = 200, await self._answer(run, line, request_id)
+                reason, body = await self._answer(run, line, request_id)
+                status, count = 200, partial(metrics.succeeded, reason)
             except Exception as exc:
                 error = as_api_error(exc)
                 if error is not exc and not isinstance(exc, ValueError):
                     log.exception("line failed", extra={"request_id": request_id})
                 status, body = error.status, error.body()
+                count = partial(metrics.failed, error.code, error.status)
             response = {"status_code": status, "request_id": request_id, "body": body}
             result = {"id": request_id, "custom_id": line.custom_id, "line": number, "response": response}
             text = json.dumps(result | {"error": None})
             await self._store.put_line(run.batch_id, number, text, self._ttl_s, failed=status != 200)
+            count()  # not before: a line whose result was not stored is run, and counted, again
 
-    async def _answer(self, run: _Run, line: BatchLine, request_id: str) -> dict[str, Any]:
+    async def _answer(self, run: _Run, line: BatchLine, request_id: str) -> tuple[str, dict[str, Any]]:
+        """Why it ended, and the body."""
         submission = await asyncio.to_thread(_submission, line)
         idempotency = Idempotency(hashlib.sha256(request_id.encode()).hexdigest(), "batch")
         while True:
@@ -192,7 +198,8 @@ class BatchRunner:
                         submission, request_id, idempotency, caller=run.caller, deadline_at=run.expires_at
                     )
                     run.missing_since.pop(submission.model, None)
-                    return _worded(line, accepted.job, await self._whole(run.batch_id, accepted))
+                    description = await self._whole(run.batch_id, accepted)
+                    return description.finish_reason, _worded(line, accepted.job, description)
             except (TooBusy, Unavailable, DeadlineExceeded) as later:
                 await asyncio.sleep(later.retry_after_s or RETRY_S)
             except NotFound:  # of its model: other workers are there

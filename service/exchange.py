@@ -1,8 +1,9 @@
 """One POST that asks for an answer: admitted, read, submitted, then answered whole, streamed, or as a job.
 
 Invariant: every request ends in exactly one of: the answer, one error, an accepted job, or a client that
-left; each answer and each error is counted once. A job that its one client leaves is cancelled; a job
-that can be asked for again (it runs in the background, or it has an idempotency key) goes on.
+left; each answer and each error is counted once (a background job's by `Background`). A job that its one
+client leaves is cancelled; a job that can be asked for again (it runs in the background, or it has an
+idempotency key) goes on.
 Must not know: how a body is read, or in which words the answer is given (`Asked`, `Wording`).
 """
 
@@ -91,6 +92,8 @@ async def _answer(
     headers = _headers(accepted)
     request.state.job_id = accepted.job.id
     if asked.background:
+        if not accepted.replayed:
+            gateway.background.add(accepted.job.id)
         return accepted_response(await _status(gateway, accepted, caller), headers)
     job, words = accepted.job, asked.words(accepted.job)
     answer = Answer(job, arrived_at, replayed=accepted.replayed)

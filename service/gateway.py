@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from service.admission import Admission, check_possible, refusal
 from service.alarm import Alarm
 from service.answers import Answer, job_error
+from service.background import Background
 from service.broker.base import (
     BrokerError,
     GatewayBroker,
@@ -64,6 +65,7 @@ class Gateway:
         self.settings = settings
         self.broker = broker
         self.metrics = metrics
+        self.background = Background(broker, metrics)
         self.tracing = request_tracing(settings.tracing)
         self.admission = Admission(settings.max_open_requests)
         limits = ImageLimits(settings.max_image_bytes, settings.max_pixels)

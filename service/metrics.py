@@ -58,9 +58,19 @@ class GatewayMetrics(_Metrics):
 
     def __init__(self) -> None:
         super().__init__("gateway")
-        self._success = self._counter("request_success", "Requests answered whole.", "finished_reason")
+        # A background job counts once it has ended, where it was accepted: where that gateway left before,
+        # nowhere. A batch's line counts with its result.
+        self._success = self._counter(
+            "request_success",
+            "Requests, background jobs and lines of batches answered whole.",
+            "finished_reason",
+        )
         # status: what HTTP says (or would have said, in a stream), so that 5.. is the service's own fault.
-        self._failure = self._counter("request_failure", "Requests answered with an error.", "err", "status")
+        self._failure = self._counter(
+            "request_failure",
+            "Requests, background jobs and lines of batches answered with an error.",
+            *("err", "status"),
+        )
         self._rejection = self._counter("admission_rejections", "Requests refused unread.", "reason")
         self._ttft_s = self._histogram(
             "time_to_first_token_seconds", "Request to first token.", TTFT_BUCKETS_S
@@ -92,9 +102,11 @@ class GatewayMetrics(_Metrics):
         for fate, count in counts.items():
             self._ended_waiting[fate].inc(count)
 
-    def succeeded(self, finish_reason: str, e2e_s: float, ttft_s: float | None) -> None:
+    def succeeded(self, finish_reason: str, e2e_s: float | None = None, ttft_s: float | None = None) -> None:
+        """The times: None where no client waits, for those of a queue would hide what a client sees."""
         self._success.labels(finish_reason).inc()
-        self._e2e_s.observe(e2e_s)
+        if e2e_s is not None:
+            self._e2e_s.observe(e2e_s)
         if ttft_s is not None:
             self._ttft_s.observe(ttft_s)
 

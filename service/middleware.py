@@ -114,8 +114,10 @@ class BodyLimit:
             return
         announced = header(scope, b"content-length")
         if announced.isdigit() and int(announced) > self._max_bytes:
+            error, metrics = self._error(), scope["app"].state.gateway.metrics
+            metrics.failed(error.code, error.status)  # what is raised from `_counted` is by whoever reads
             await drain(receive, DRAIN_FACTOR * self._max_bytes)
-            await error_response(Request(scope), self._error())(scope, receive, send)
+            await error_response(Request(scope), error)(scope, receive, send)
             return
         await self._app(scope, self._counted(receive), send)
 

@@ -38,6 +38,13 @@ class Live:
         return gateway
 
 
+def counted(live: Live) -> dict[tuple[str, ...], float]:
+    """The requests that ended well, by finish reason, and the others, by `err` and status."""
+    samples = [sample for family in live.gateway.metrics.registry.collect() for sample in family.samples]
+    ends = ("twigvlm_request_success_total", "twigvlm_request_failure_total")
+    return {tuple(sample.labels.values()): sample.value for sample in samples if sample.name in ends}
+
+
 async def eventually(true: Callable[[], bool]) -> None:
     """For what another thread or library does and nothing announces."""
     async with asyncio.timeout(60):

@@ -20,6 +20,7 @@ from service.broker.batches import RedisBatchStore
 from service.callers import Caller
 from service.errors import TooBusy
 from service.gateway import Gateway
+from service.metrics import GatewayMetrics
 from service.schemas_batch import BatchBody, BatchError, BatchObject
 from service.settings import GatewaySettings, RedisSettings
 from tests.redis_fixture import redis_server, redis_settings  # noqa: F401
@@ -53,15 +54,16 @@ class Runner(BatchRunner):
     """asked: the lines, by their custom id. answers: what a line waits for."""
 
     def __init__(self, store: RedisBatchStore, answers: Callable[[], Awaitable[Any]]) -> None:
-        gateway = cast("Gateway", SimpleNamespace(settings=GatewaySettings()))
+        self.metrics = GatewayMetrics()
+        gateway = cast("Gateway", SimpleNamespace(settings=GatewaySettings(), metrics=self.metrics))
         super().__init__(gateway, store, 1000, 0.02, max_running=2)
         self.asked: list[str] = []
         self._answers = answers
 
-    async def _answer(self, *about: Any) -> dict[str, Any]:
+    async def _answer(self, *about: Any) -> tuple[str, dict[str, Any]]:
         self.asked.append(about[-2].custom_id)
         await self._answers()
-        return {}
+        return "stop", {}
 
     async def look_once(self) -> None:
         await self._take_open()

@@ -16,7 +16,7 @@ from service import batch_runner
 from service.errors import NotFound
 from service.protocol import ErrorData, Job
 from service.settings import GatewaySettings
-from tests.service.gateway_fixture import Live, eventually, on_a_port
+from tests.service.gateway_fixture import Live, counted, eventually, on_a_port
 from tests.service.scripted_worker import CARD, ScriptedWorker, apple, failing
 from tests.service.test_chat import USER
 from tests.service.test_describe import PNG64, error_of
@@ -125,6 +125,17 @@ async def test_a_chats_faults_are_named_as_its_line_has_them(ai: AsyncOpenAI, wo
     batch = await ended(ai, (await submit(ai, jsonl(*lines), CHAT)).id)
     said = [each["response"]["body"]["error"]["param"] for each in await results(ai, batch.error_file_id)]
     assert said == ["max_completion_tokens", "max_tokens", "messages", "messages"]
+
+
+async def test_each_line_is_counted_once(ai: AsyncOpenAI, live: Live, worker: ScriptedWorker) -> None:
+    """Caught once: none was, so a fleet that failed every batch had spent nothing of its error budget."""
+    script = failing(ErrorData(message="boom", code="engine_failed"))
+    worker.script = lambda job: script(job) if job.prompt == "boom" else apple(job)
+    lines = [line("good"), line("well"), line("boom"), line("a", max_tokens=-1)]
+    await ended(ai, (await submit(ai, jsonl(*lines))).id)
+    assert counted(live) == {("stop",): 2, ("engine_failed", "500"): 1, ("invalid_field", "400"): 1}
+    latency = "twigvlm_e2e_request_latency_seconds_count"
+    assert live.gateway.metrics.registry.get_sample_value(latency) == 0  # no client waited for them
 
 
 async def test_unreadable_lines_are_all_named_and_nothing_runs(
