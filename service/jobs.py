@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse
 from service.answers import Answer, description_json, job_error
 from service.errors import BadField
 from service.protocol import CANCELLED, Event, JobStatus, parse_event_id
+from service.queue_errors import events_lost
 from service.schemas import ErrorDetail
 from service.schemas_jobs import JobObject, JobStatusName
 
@@ -68,7 +69,10 @@ def prefers_async(prefer: list[str]) -> bool:
 
 
 def resume_after(last_event_id: str | None, status: JobStatus) -> str | None:
-    """The event behind which to go on; None for the first. 400 for an id that this job never gave."""
+    """The event behind which to go on; None for the first.
+
+    400 for an id that this job never gave; 503 for one that it gave before the queue lost it.
+    """
     if last_event_id is None or last_event_id == "":
         return None
     try:
@@ -78,10 +82,12 @@ def resume_after(last_event_id: str | None, status: JobStatus) -> str | None:
             LAST_EVENT_ID, f"'{LAST_EVENT_ID}' is not of the form <attempt>-<number>.", code="bad_event_id"
         ) from None
     newest = max(status.attempt, status.terminal.attempt if status.terminal else 0)
+    if attempt < newest and seq > status.last_seq:
+        raise events_lost()
     if attempt > newest or seq > status.last_seq:
         raise BadField(LAST_EVENT_ID, f"This job has no event '{last_event_id}' yet.", code="bad_event_id")
     return last_event_id
 
 
 def has_seen_the_end(after: str | None, end: Event | None) -> bool:
-    return after is not None and end is not None and parse_event_id(after)[1] >= end.seq
+    return after is not None and end is not None and parse_event_id(after) >= (end.attempt, end.seq)

@@ -30,8 +30,13 @@ def told(error: BrokerError | StopAsyncIteration) -> ApiError:
     if isinstance(error, JobNotFound | StopAsyncIteration):
         return Unavailable("The queue lost this job.", code="job_lost", retry_after_s=RETRY_AFTER_S)
     if isinstance(error, Diverged):
-        message = "The queue lost a part of this answer."
-        return Unavailable(message, code="events_lost", retry_after_s=RETRY_AFTER_S)
+        return events_lost()
     if isinstance(error, Unreadable):
         return Unavailable("A newer version is needed.", code="newer_version", retry_after_s=RETRY_AFTER_S)
     return QueueDown("The queue is not reachable.", retry_after_s=RETRY_AFTER_S)
+
+
+def events_lost() -> ApiError:
+    return Unavailable(
+        "The queue lost a part of this answer.", code="events_lost", retry_after_s=RETRY_AFTER_S
+    )

@@ -105,8 +105,8 @@ class RunningJob:
 
     @property
     def engine_id(self) -> str:
-        """Unique to the claim: a worker may meet its own lapsed job again, and attempts are counted anew
-        where the broker has lost its data.
+        """Unique to the claim: a worker may meet its own lapsed job again, and an attempt's number may come
+        again where the broker has lost the claim alone.
         """
         return f"{self.lease.job_id}#{self.lease.attempt}#{self.lease.run}"
 

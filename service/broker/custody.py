@@ -30,6 +30,9 @@ LOST_AFTER_S = 10.0  # another gateway may put the job back
 READ_WITHIN_S = 10.0  # how long a result that nobody waited for is held: who polls has it by then
 _AGAIN_S = 0.2
 MAX_HELD_BYTES = 256 * 1024 * 1024
+# Added to a job's attempts wherever it is put back: others may have read events of attempts that this gateway
+# does not know of, and a number given again would make one id name two events. No job is claimed so often.
+ATTEMPTS_APART = 1000
 _BATCH = 256
 _KEEP_S = 60.0
 
@@ -41,6 +44,7 @@ class Held:
     """until: monotonic; after it the queue itself ends the job, or its result has been read.
 
     since: when it was last put into the server, whose data had the name `data` then.
+    attempt: the highest that this gateway knows to be given.
     """
 
     job: Job
@@ -51,10 +55,17 @@ class Held:
     since: float
     data: bytes | None
     events: list[Event] = field(default_factory=list)
+    attempt: int = 0
 
     @property
     def size_bytes(self) -> int:
         return sum(len(raw) for raw in self.blobs.values())
+
+    @property
+    def attempt_if_lost(self) -> int:
+        """The one a server counts on from that has lost the job; nobody has seen as high a one."""
+        newest = self.events[-1].attempt if self.events else 0
+        return max(self.attempt, newest) + ATTEMPTS_APART
 
     def knows_more(self, attempt: int, run: str) -> bool:
         """Than a server at that claim."""
@@ -70,7 +81,7 @@ class Held:
         images = [part for pair in self.blobs.items() for part in pair]
         events = [part for event in self.events for part in (event.id, event.encode())]
         key, fingerprint = key_and_fingerprint(self.idempotency)
-        place = (newest.attempt, newest.run, newest.seq, len(images))
+        place = (newest.attempt, newest.run, newest.seq, self.attempt, len(images))
         return [self.job.id, self.job.encode(), left_ms, key, fingerprint, *place, *images, *events]
 
 
@@ -212,6 +223,7 @@ class Custody:
         if held is None:
             return not known
         state = known[0].decode() if known else ""
+        held.attempt = max(held.attempt, known[1] if known else 0)
         if state == "done":
             held.until = min(held.until, self._clock() + READ_WITHIN_S)
         elif state in TERMINAL or (not known and self._has_expired(held)):
@@ -227,6 +239,7 @@ class Custody:
         return held.data == self._data and self._clock() - held.since >= self._result_ttl_s
 
     async def _put_back(self, held: Held) -> None:
+        held.attempt = held.attempt_if_lost  # used up, whatever becomes of the call
         if await self._call("restore", *held.arguments(self._clock())):
             log.warning("job put back", extra={"job_id": held.job.id, "events": len(held.events)})
         held.since, held.data = self._clock(), self._data

@@ -248,20 +248,19 @@ class RedisGatewayBroker:
     async def _is_over(self, job_id: str, cursor: tuple[int, int]) -> bool:
         """Whether there is nothing to wait for."""
         with translated():
-            fields = await self._line.ask("HMGET", self._keys.job(job_id), "state", "seq")
-        state, seq = fields
+            fields = await self._line.ask("HMGET", self._keys.job(job_id), "state", "attempt", "seq")
+        state, attempt, seq = fields
         if state is None:
             if self._custody.held(job_id) or await self._custody.data_was_lost():
                 return False  # it is put back, or custody says that it is lost
             raise JobNotFound(job_id)
-        return state.decode() in TERMINAL and int(seq) <= cursor[1]
+        return state.decode() in TERMINAL and (int(attempt), int(seq)) <= cursor
 
     async def _missing(self, job_id: str) -> JobStatus | None:
         """None where the job is not known; one that a server has just lost is, or may be, on its way back."""
         held = self._custody.held(job_id)
         if held is not None:
-            attempt = held.events[-1].attempt if held.events else 0
-            return JobStatus(held.job, "queued", attempt, len(held.events), False, None)
+            return JobStatus(held.job, "queued", held.attempt_if_lost, len(held.events), False, None)
         if await self._custody.data_was_lost():
             raise BrokerUnavailable(_DATA_LOST)
         return None

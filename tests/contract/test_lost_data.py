@@ -14,10 +14,10 @@ from service.broker.base import (
     Fenced,
     Lease,
 )
-from service.broker.custody import READ_WITHIN_S
+from service.broker.custody import ATTEMPTS_APART, READ_WITHIN_S
 from service.broker.redis import RedisGatewayBroker, RedisWorkerBroker
 from service.protocol import Event
-from tests.contract.conftest import WorkerFactory, claim_one, done, make_job, token
+from tests.contract.conftest import WorkerFactory, claim_one, done, make_job, own_server, token
 from tests.contract.test_queue import collect
 
 
@@ -71,9 +71,44 @@ async def test_a_forgotten_claim_is_put_back_behind_what_was_read(
     await forget_claim(gateway, old)
     await gateway._custody.check()
     claim = claim_one(two)
-    assert (claim.lease.attempt, claim.last_seq, claim.resume_token_ids) == (2, 2, (7, 8))
-    two.finish(claim.lease, [signed(claim.lease, done(2, 3))])
-    assert [event.id for event in await following] == ["1-1", "1-2", "2-3"]
+    assert (claim.last_seq, claim.resume_token_ids, claim.last_chance) == (2, (7, 8), False)
+    attempt = claim.lease.attempt
+    assert attempt > ATTEMPTS_APART
+    two.finish(claim.lease, [signed(claim.lease, done(attempt, 3))])
+    assert [event.id for event in await following] == ["1-1", "1-2", f"{attempt}-3"]
+
+
+async def test_no_event_has_the_id_of_one_that_was_lost():
+    """Caught once: a lost job's attempts were counted anew from what its gateway had read, here nothing; a
+    client that had 1-4 from another gateway and came back was given 1-5 of the next run.
+    """
+    async with own_server() as (_, gateway, worker):
+        other = RedisGatewayBroker(gateway._settings)
+        await other.start()
+        job = make_job()
+        await gateway.submit(job, {})
+        await gateway._custody.stop()
+        seen: list[str] = []
+        for _ in range(2):  # nor has it after a second loss
+            lease = claim_one(worker).lease
+            worker.publish(lease, [signed(lease, token(lease.attempt, seq, seq)) for seq in range(1, 6)])
+            seen += [f"{lease.attempt}-{seq}" for seq in (3, 5)]
+            await gateway._client.flushall()
+            status = await gateway.status(job.id)
+            assert status is not None
+            assert status.attempt > lease.attempt
+            await gateway._custody.check()
+            assert await other.status(job.id) == status
+        claim = claim_one(worker)
+        assert not claim.last_chance
+        events = [token(claim.lease.attempt, seq, seq) for seq in range(1, 5)]
+        events.append(done(claim.lease.attempt, 5))
+        worker.finish(claim.lease, [signed(claim.lease, event) for event in events])
+        for after in seen:
+            with pytest.raises(Diverged):
+                await asyncio.wait_for(anext(other.events(job.id, after)), 60)
+        assert [event.seq for event in await collect(other, job.id)] == [1, 2, 3, 4, 5]
+        await other.close()
 
 
 async def test_custody_leaves_alone_what_goes_on(gateway: RedisGatewayBroker, worker: RedisWorkerBroker):

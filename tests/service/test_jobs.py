@@ -11,9 +11,11 @@ import httpx
 import pytest
 
 from service.broker.base import BrokerUnavailable
-from service.protocol import ErrorData
+from service.errors import BadField, Unavailable
+from service.jobs import has_seen_the_end, resume_after
+from service.protocol import ErrorData, JobStatus
 from service.settings import GatewaySettings
-from tests.contract.conftest import make_job
+from tests.contract.conftest import done, make_job
 from tests.service.gateway_fixture import Live, eventually, in_process, on_a_port
 from tests.service.scripted_worker import ScriptedWorker, failing
 from tests.service.test_describe import PNG64, error_of, post_form
@@ -254,6 +256,20 @@ async def test_a_bad_last_event_id_is_400(
     response = await client.get(location + "/events", headers={"Last-Event-ID": bad})
     error = error_of(response, 400)
     assert (error["param"], error["code"]) == ("Last-Event-ID", "bad_event_id")
+
+
+def test_an_id_from_before_a_loss_is_503() -> None:
+    """Caught once: while the job that was put back was behind it, such an id was called a bad one, for good;
+    and whoever had as many events as the next run was told that he had its end.
+    """
+    status = JobStatus(make_job(), "queued", 1000, last_seq=0, cancel_requested=False, terminal=None)
+    with pytest.raises(Unavailable) as lost:
+        resume_after("1-4", status)
+    assert lost.value.code == "events_lost"
+    with pytest.raises(BadField):
+        resume_after("1001-1", status)
+    assert not has_seen_the_end("1-5", done(1001, 5))
+    assert has_seen_the_end("1001-5", done(1001, 5))
 
 
 async def test_a_failed_jobs_events_end_in_its_error(

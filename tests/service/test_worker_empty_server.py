@@ -13,7 +13,7 @@ from tests.service.worker_fixture import RunningWorker, make_job
 
 
 async def test_a_job_that_was_given_back_is_claimed_again_by_the_worker_that_still_runs_it() -> None:
-    """Its attempts are counted anew, so the new claim has the number of the one whose abort waits for the
+    """Its attempts were counted anew, so the new claim had the number of the one whose abort waits for the
     next round: the engine knew the id and refused it, and the client was told of a bad request.
     """
     job = make_job("again", max_tokens=60)
