@@ -2,7 +2,7 @@
 
 Invariant: a connection that sends no whole request head in time, or too large a one, or does not read what it
 asked for, is closed; so no client holds memory or a place in admission by doing nothing. (Slow bodies are
-`exchange`'s: they get an answer.)
+`exchange`'s: they get an answer. One that was answered before its end has as long for its rest.)
 Must not know: routes, settings of anything else.
 """
 
@@ -33,7 +33,11 @@ def server_config(
     head_timeout_s: float = HEAD_TIMEOUT_S,
     stall_timeout_s: float = STALL_TIMEOUT_S,
 ) -> uvicorn.Config:
-    limits = {"head_timeout_s": head_timeout_s, "stall_timeout_s": stall_timeout_s}
+    limits = {
+        "head_timeout_s": head_timeout_s,
+        "rest_timeout_s": settings.body_timeout_s,
+        "stall_timeout_s": stall_timeout_s,
+    }
     return uvicorn.Config(
         app,
         host=settings.host,
@@ -53,28 +57,60 @@ class GuardedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
     """uvicorn's own, whichever parser it has, between two timers."""
 
     head_timeout_s: float
+    rest_timeout_s: float
     stall_timeout_s: float
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
+        self._in_body = False
         self._head_bytes = 0
-        self._head_timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None  # of a head, or of the rest of an answered body
         self._stall_timer: asyncio.TimerHandle | None = None
-        self._expect_head()
+        self._expect(self.head_timeout_s)
 
     def data_received(self, data: bytes) -> None:
-        before = self.cycle
+        before, was_in_body = self.cycle, self._is_in_body()
         super().data_received(data)
         if self.cycle is not before:
-            self._head_came()
+            self._came()
         elif self.cycle is None or self.cycle.response_complete:
-            self._head_bytes += len(data)
-            self._expect_head()
-            if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-                self._refuse(HeadTooLarge(f"The request's head has more than {MAX_HEAD_BYTES} bytes."))
+            if was_in_body:
+                self._rest_received()
+            else:
+                self._head_received(len(data))
+
+    def _head_received(self, size_bytes: int) -> None:
+        self._head_bytes += size_bytes
+        self._expect(self.head_timeout_s)
+        if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self._refuse(HeadTooLarge(f"The request's head has more than {MAX_HEAD_BYTES} bytes."))
+
+    def _rest_received(self) -> None:
+        """Of a body that was answered before its end; uvicorn drops it, and its keep-alive timer with it."""
+        if self._is_in_body():
+            self._expect(self.rest_timeout_s)
+            return
+        self._came()
+        self._unset_keepalive_if_required()
+        idle, close = self.timeout_keep_alive, self.timeout_keep_alive_handler
+        self.timeout_keep_alive_task = self.loop.call_later(idle, close)
+
+    def on_headers_complete(self) -> None:
+        """httptools calls this, and `on_message_complete`."""
+        self._in_body = True
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._in_body = False
+        super().on_message_complete()
+
+    def _is_in_body(self) -> bool:
+        """Between a request's head and its end."""
+        h11 = getattr(self, "conn", None)  # the other parser; it tells by its state
+        return self._in_body if h11 is None else str(h11.their_state) == "SEND_BODY"
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._head_came()
+        self._came()
         self._cancel_stall()
         super().connection_lost(exc)
 
@@ -91,15 +127,15 @@ class GuardedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         """In place of uvicorn's plain text."""
         self._refuse(BadRequest(msg, code="invalid_http"))
 
-    def _expect_head(self) -> None:
-        if self._head_timer is None:
-            self._head_timer = self.loop.call_later(self.head_timeout_s, self.transport.abort)
+    def _expect(self, within_s: float) -> None:
+        if self._timer is None:
+            self._timer = self.loop.call_later(within_s, self.transport.abort)
 
-    def _head_came(self) -> None:
+    def _came(self) -> None:
         self._head_bytes = 0
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _cancel_stall(self) -> None:
         if self._stall_timer is not None:

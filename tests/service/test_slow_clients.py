@@ -22,8 +22,11 @@ QUICK_S = 0.4
 REQUEST = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
 @contextlib.asynccontextmanager
-async def connection(live: Live) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+async def connection(live: Live) -> AsyncIterator[Connection]:
     host, port = live.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     try:
@@ -84,6 +87,55 @@ async def test_an_idle_connection_and_a_long_answer_are_no_slow_heads(
             async with asyncio.timeout(4 * QUICK_S):
                 await asyncio.Event().wait()
         assert (await client.get("/livez")).status_code == 200
+
+
+@contextlib.asynccontextmanager
+async def answered_early(live: Live, body_bytes: int) -> AsyncIterator[Connection]:
+    """By a 405, of whose request the body is still to come."""
+    async with connection(live) as (reader, writer):
+        writer.write(f"POST /v1/models HTTP/1.1\r\nHost: x\r\nContent-Length: {body_bytes}\r\n\r\n".encode())
+        await reader.readuntil(b"HTTP/1.1 405 ")
+        yield reader, writer
+
+
+async def test_the_rest_of_an_answered_body_is_no_head(settings: GatewaySettings) -> None:
+    """Caught once: it was counted and timed as one. An upload was reset before its answer could be read, and
+    a connection that lay idle behind a short body was closed long before its time.
+    """
+    part = b"x" * MAX_HEAD_BYTES
+    async with (
+        on_a_port(settings, head_timeout_s=QUICK_S) as live,
+        answered_early(live, 4 * len(part)) as (reader, writer),
+    ):
+        for parts in (3, 1):
+            writer.write(parts * part)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(2 * QUICK_S):
+                    await asyncio.Event().wait()
+        writer.write(REQUEST)
+        async with asyncio.timeout(60):
+            await reader.readuntil(b"HTTP/1.1 200 ")
+
+
+async def test_an_answered_body_that_trickles_gains_no_time(settings: GatewaySettings) -> None:
+    quick = settings.model_copy(update={"body_timeout_s": QUICK_S})
+    async with on_a_port(quick) as live, answered_early(live, 10_000) as (reader, writer):
+        closing = asyncio.create_task(closed_after_s(reader))
+        async with asyncio.timeout(60):
+            while not closing.done():
+                with contextlib.suppress(ConnectionError):
+                    writer.write(b"x")
+                    await writer.drain()
+                await asyncio.wait({closing}, timeout=QUICK_S / 8)
+
+
+async def test_an_idle_connection_behind_an_answered_body_is_closed(settings: GatewaySettings) -> None:
+    """uvicorn puts its timer out when more of the body comes, and lights it no more."""
+    async with on_a_port(settings) as live:
+        live.server.config.timeout_keep_alive = 1
+        async with answered_early(live, 1) as (reader, writer):
+            writer.write(b"x")
+            assert await closed_after_s(reader) > 0.5
 
 
 async def test_a_head_without_end_is_431_and_a_broken_one_400(settings: GatewaySettings) -> None:
