@@ -161,11 +161,13 @@ def upright(image: Image.Image) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Transparency is laid on white; wide grey is scaled (PIL's own conversion would clip it to white)."""
     opaque = None
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        wide, clear = image, image.info.get("transparency")
-        image = _narrowed(wide)
+    if image.mode.startswith("I;16"):
+        wide, clear = image.convert("I"), image.info.get("transparency")
+        image = _scaled(wide, 65_535)
         if isinstance(clear, int):
-            opaque = wide.convert("I").point([255 * (value != clear) for value in range(65_536)], "L")
+            opaque = wide.point([255 * (value != clear) for value in range(65_536)], "L")
+    elif image.mode in WHITES:
+        image = _scaled(image, _white(image))
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         opaque = image.getchannel("A")
@@ -176,19 +178,18 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return paper
 
 
-def _narrowed(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits, or of integers or floats, as bytes."""
-    white: float | None = 65_535
-    if image.mode in WHITES:
-        low, high = cast("tuple[float, float]", image.getextrema())
-        white = next((white for white in WHITES[image.mode] if low >= 0 and high <= white), None)
-    else:
-        image = image.convert("I")
-    if white is None:
-        message = "The image is grey of 32 bits, and which value is white cannot be told: send 8 or 16 bits."
-        raise UndecodableImage(message, param="image")
+def _scaled(grey: Image.Image, white: float) -> Image.Image:
     scale = 255 / white
-    return image.point(lambda value: value * scale + 0.5).convert("L")
+    return grey.point(lambda value: value * scale + 0.5).convert("L")
+
+
+def _white(grey: Image.Image) -> float:
+    low, high = cast("tuple[float, float]", grey.getextrema())
+    for white in WHITES[grey.mode]:
+        if low >= 0 and high <= white:
+            return white
+    message = "The image is grey of 32 bits, and which value is white cannot be told: send 8 or 16 bits."
+    raise UndecodableImage(message, param="image")
 
 
 def least_size(size: tuple[int, int], spec: ImageSpec) -> tuple[int, int]:
