@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import json
 import logging
 import time
@@ -95,12 +96,19 @@ class BatchRunner:
     async def _take_open(self) -> None:
         self._running = {name: task for name, task in self._running.items() if not task.done()}
         waiting = set(await self._store.open_batches()) - self._running.keys()
-        while waiting and len(self._running) < self._max_running:
+        while waiting:
             batch_id = min(waiting, key=self._turn_of)
             waiting.remove(batch_id)
+            if len(self._running) >= self._max_running and not await self._is_cancelled(batch_id):
+                continue
             if await self._store.take(batch_id, self._id, CLAIM_S):
                 self._newest = batch_id
                 self._running[batch_id] = asyncio.create_task(self._run(batch_id), name=batch_id)
+
+    async def _is_cancelled(self, batch_id: str) -> bool:
+        """Such a one needs no place among the running ones: there is nothing to run."""
+        stored = await self._store.batch(batch_id)
+        return stored is not None and stored.state == "cancelling"
 
     def _turn_of(self, batch_id: str) -> tuple[int, bool, str]:
         """Owners with fewer batches here come first; then round and round by name: none is left out."""
@@ -126,6 +134,7 @@ class BatchRunner:
         if stored is None or stored.state not in RUNNING:  # whoever ended it could not close it
             return True
         if stored.state == "cancelling":  # before any line of it was run here
+            await self._cancel_begun(batch_id)
             await self._store.move(batch_id, "cancelled", int(time.time()), "cancelling")
             return True
         about = AboutBatch.model_validate_json(stored.about)
@@ -148,7 +157,7 @@ class BatchRunner:
             if not await self._store.take(batch_id, self._id, CLAIM_S):
                 return False
             stored = await self._store.batch(batch_id)
-            if stored is None or stored.state == "cancelling":
+            if stored is None or stored.state != "in_progress":  # another runner may have ended it meanwhile
                 self._unwanted.add(batch_id)
                 await _end([lines])
                 await self._store.move(batch_id, "cancelled", int(time.time()), "cancelling")
@@ -160,6 +169,15 @@ class BatchRunner:
         await self._store.move(batch_id, "cancelled", now, "cancelling")
         return True
 
+    async def _cancel_begun(self, batch_id: str) -> None:
+        """What a runner before us has left in the queue: of the first lines without a result so many."""
+        done = await self._store.done_lines(batch_id)
+        without = (number for number in itertools.count(1) if number not in done)
+        for number in itertools.islice(without, IN_FLIGHT):
+            held = await self._gateway.broker.keyed_job(_key(_request_id(batch_id, number)))
+            if held is not None:
+                await self._gateway.broker.cancel(held.job_id)
+
     async def _lines(self, run: _Run, lines: list[bytes]) -> None:
         done = await self._store.done_lines(run.batch_id)
         left = iter([(number, raw) for number, raw in enumerate(lines, start=1) if number not in done])
@@ -170,7 +188,7 @@ class BatchRunner:
     async def _some_lines(self, run: _Run, left: Iterable[tuple[int, bytes]]) -> None:
         metrics = self._gateway.metrics
         for number, raw in left:
-            request_id = f"{run.batch_id.partition('/')[2]}-{number}"
+            request_id = _request_id(run.batch_id, number)
             line = BatchLine.model_validate_json(raw)
             try:
                 reason, body = await self._answer(run, line, request_id)
@@ -190,7 +208,7 @@ class BatchRunner:
     async def _answer(self, run: _Run, line: BatchLine, request_id: str) -> tuple[str, dict[str, Any]]:
         """Why it ended, and the body."""
         submission = await asyncio.to_thread(_submission, line)
-        idempotency = Idempotency(hashlib.sha256(request_id.encode()).hexdigest(), "batch")
+        idempotency = Idempotency(_key(request_id), "batch")
         while True:
             try:
                 with renaming(submission.renamed):
@@ -221,6 +239,14 @@ class BatchRunner:
                 await self._gateway.leave(accepted.job, answer)
             raise
         raise Unavailable("The queue lost this job.", code="job_lost")
+
+
+def _request_id(batch_id: str, number: int) -> str:
+    return f"{batch_id.partition('/')[2]}-{number}"
+
+
+def _key(request_id: str) -> str:
+    return hashlib.sha256(request_id.encode()).hexdigest()
 
 
 def _submission(line: BatchLine) -> Submission:

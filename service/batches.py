@@ -35,7 +35,6 @@ from service.schemas_batch import (
 FILE = re.compile(r"(file|output|errors)-([0-9a-f]{32})")
 BATCH = re.compile(r"batch-[0-9a-f]{32}")
 MAX_ERRORS_SHOWN = 100
-END_S = 15.0  # a claim of a batch for as long as it takes to end it
 PRIORITY: Priority = "batch"
 RUNNING, ENDED = ("in_progress", "cancelling"), ("completed", "cancelled")
 
@@ -197,16 +196,7 @@ class Batches:
         with queue_errors():
             name = stored_name(owner, batch_id)
             await self._store.move(name, "cancelling", int(time.time()), "in_progress")
-            await self._end_unless_run(name)
         return await self.batch(owner, batch_id)
-
-    async def _end_unless_run(self, name: str) -> None:
-        """Whoever runs it ends it; one that still waits for its turn would hold its place until then."""
-        us = uuid.uuid4().hex
-        if await self._store.take(name, us, END_S):
-            await self._store.move(name, "cancelled", int(time.time()), "cancelling")
-            await self._store.close_batch(name)
-            await self._store.let_go(name, us)
 
 
 def _no_file() -> NotFound:

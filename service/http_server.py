@@ -62,7 +62,7 @@ class GuardedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
-        self._in_body = False
+        self._in_body = self._head_begun = False
         self._head_bytes = 0
         self._timer: asyncio.TimerHandle | None = None  # of a head, or of the rest of an answered body
         self._stall_timer: asyncio.TimerHandle | None = None
@@ -94,10 +94,16 @@ class GuardedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         self._unset_keepalive_if_required()
         idle, close = self.timeout_keep_alive, self.timeout_keep_alive_handler
         self.timeout_keep_alive_task = self.loop.call_later(idle, close)
+        if self._has_begun_a_head():
+            self._expect(self.head_timeout_s)
+
+    def on_message_begin(self) -> None:
+        """httptools calls this, and the two below."""
+        self._head_begun = True
+        super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        """httptools calls this, and `on_message_complete`."""
-        self._in_body = True
+        self._in_body, self._head_begun = True, False
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
@@ -108,6 +114,11 @@ class GuardedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         """Between a request's head and its end."""
         h11 = getattr(self, "conn", None)  # the other parser; it tells by its state
         return self._in_body if h11 is None else str(h11.their_state) == "SEND_BODY"
+
+    def _has_begun_a_head(self) -> bool:
+        """Of the next request, behind the last one's end."""
+        h11 = getattr(self, "conn", None)
+        return self._head_begun if h11 is None else bool(h11.trailing_data[0])
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._came()

@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 
 from service.answers import Answer, description_json, job_error
 from service.errors import BadField
-from service.protocol import CANCELLED, Event, JobStatus, parse_event_id
+from service.protocol import ATTEMPTS_APART, CANCELLED, Event, JobStatus, parse_event_id
 from service.queue_errors import events_lost
 from service.schemas import ErrorDetail
 from service.schemas_jobs import JobObject, JobStatusName
@@ -82,7 +82,8 @@ def resume_after(last_event_id: str | None, status: JobStatus) -> str | None:
             LAST_EVENT_ID, f"'{LAST_EVENT_ID}' is not of the form <attempt>-<number>.", code="bad_event_id"
         ) from None
     newest = max(status.attempt, status.terminal.attempt if status.terminal else 0)
-    if attempt < newest and seq > status.last_seq:
+    before_a_loss = attempt // ATTEMPTS_APART < newest // ATTEMPTS_APART
+    if before_a_loss and attempt > 0 and seq > status.last_seq:
         raise events_lost()
     if attempt > newest or seq > status.last_seq:
         raise BadField(LAST_EVENT_ID, f"This job has no event '{last_event_id}' yet.", code="bad_event_id")

@@ -115,7 +115,7 @@ class BodyLimit:
         announced = header(scope, b"content-length")
         if announced.isdigit() and int(announced) > self._max_bytes:
             error, metrics = self._error(), scope["app"].state.gateway.metrics
-            metrics.failed(error.code, error.status)  # what is raised from `_counted` is by whoever reads
+            metrics.failed(error.code, error.status)  # what `_counted` raises is for whoever reads to count
             await drain(receive, DRAIN_FACTOR * self._max_bytes)
             await error_response(Request(scope), error)(scope, receive, send)
             return

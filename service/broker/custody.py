@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from service.broker.base import BrokerUnavailable, Idempotency
-from service.protocol import TERMINAL, Event, Job
+from service.protocol import ATTEMPTS_APART, TERMINAL, Event, Job
 
 log = logging.getLogger("twigserve.broker")
 
@@ -30,9 +30,6 @@ LOST_AFTER_S = 10.0  # another gateway may put the job back
 READ_WITHIN_S = 10.0  # how long a result that nobody waited for is held: who polls has it by then
 _AGAIN_S = 0.2
 MAX_HELD_BYTES = 256 * 1024 * 1024
-# Added to a job's attempts wherever it is put back: others may have read events of attempts that this gateway
-# does not know of, and a number given again would make one id name two events. No job is claimed so often.
-ATTEMPTS_APART = 1000
 _BATCH = 256
 _KEEP_S = 60.0
 

@@ -9,6 +9,7 @@ Lies below gateway, broker and worker and knows none of them: no Redis, no HTTP,
 from __future__ import annotations
 
 from service.protocol.events import (
+    ATTEMPTS_APART,
     CANCELLED,
     EXPIRED,
     POISONED,
@@ -28,6 +29,7 @@ from service.protocol.status import JobState, JobStatus, QueueStats
 from service.protocol.workers import DynamicSize, ImageSpec, ModelCard, WorkerInfo
 
 __all__ = [
+    "ATTEMPTS_APART",
     "CANCELLED",
     "EXPIRED",
     "POISONED",

@@ -44,6 +44,12 @@ class Event(VersionedMessage):
 _EVENT_ID = re.compile(r"(\d{1,9})-(\d{1,9})")
 
 
+# Added to a job's attempts wherever it is put back into a queue that lost it: others may have read events of
+# attempts that nobody knows of any more, and a number given again would make one id name two events. No job
+# is claimed so often.
+ATTEMPTS_APART = 1000
+
+
 def parse_event_id(text: str) -> tuple[int, int]:
     """(attempt, seq) of an SSE `Last-Event-ID`; ValueError where it is not one of ours."""
     match = _EVENT_ID.fullmatch(text)

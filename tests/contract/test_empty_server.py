@@ -15,10 +15,10 @@ from service.broker.base import (
     JobNotFound,
     KeyedJob,
 )
-from service.broker.custody import ATTEMPTS_APART, LOST_AFTER_S
+from service.broker.custody import LOST_AFTER_S
 from service.broker.redis import RedisGatewayBroker, RedisWorkerBroker
 from service.embedded_redis import EmbeddedRedis
-from service.protocol import Event, ImageRef
+from service.protocol import ATTEMPTS_APART, Event, ImageRef
 from tests.contract.conftest import claim_one, done, make_job, own_server, token
 from tests.contract.test_queue import collect
 

@@ -14,9 +14,9 @@ from service.broker.base import (
     Fenced,
     Lease,
 )
-from service.broker.custody import ATTEMPTS_APART, READ_WITHIN_S
+from service.broker.custody import READ_WITHIN_S
 from service.broker.redis import RedisGatewayBroker, RedisWorkerBroker
-from service.protocol import Event
+from service.protocol import ATTEMPTS_APART, Event
 from tests.contract.conftest import WorkerFactory, claim_one, done, make_job, own_server, token
 from tests.contract.test_queue import collect
 

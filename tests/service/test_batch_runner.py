@@ -50,12 +50,17 @@ async def create(
     return await batches.create(caller, BatchBody(input_file_id=file.id, endpoint="/v1/describe"))
 
 
+class NothingQueued:
+    async def keyed_job(self, key: str) -> None: ...
+
+
 class Runner(BatchRunner):
     """asked: the lines, by their custom id. answers: what a line waits for."""
 
     def __init__(self, store: RedisBatchStore, answers: Callable[[], Awaitable[Any]]) -> None:
         self.metrics = GatewayMetrics()
-        gateway = cast("Gateway", SimpleNamespace(settings=GatewaySettings(), metrics=self.metrics))
+        about = {"settings": GatewaySettings(), "metrics": self.metrics, "broker": NothingQueued()}
+        gateway = cast("Gateway", SimpleNamespace(**about))
         super().__init__(gateway, store, 1000, 0.02, max_running=2)
         self.asked: list[str] = []
         self._answers = answers
@@ -112,12 +117,32 @@ async def test_a_cancelled_batch_that_could_not_be_closed_runs_no_further(store:
     assert (await Batches(store, LIMITS).batch("o", batch.id)).status == "cancelled"
 
 
-async def test_a_batch_that_nobody_runs_ends_when_it_is_cancelled(store: RedisBatchStore) -> None:
-    """Caught once: it waited for a turn among the running ones, and then all of its lines were run."""
+async def test_a_cancelled_batch_waits_for_no_turn(store: RedisBatchStore) -> None:
+    """Caught once: it waited behind the running ones, and then all of its lines were run."""
+    runner = Runner(store, never)
+    for _ in range(2):
+        await create(store, lines(1))
+    await runner._take_open()
     batch = await create(store, lines(8))
-    assert (await Batches(store, LIMITS).cancel("o", batch.id)).status == "cancelled"
-    assert await store.open_batches() == []
-    assert (await Batches(store, LIMITS).cancel("o", batch.id)).status == "cancelled"
+    await Batches(store, LIMITS).cancel("o", batch.id)
+    await runner._take_open()
+    await eventually(lambda: len(runner.asked) == 2)
+    async with asyncio.timeout(30):
+        while (await Batches(store, LIMITS).batch("o", batch.id)).status != "cancelled":  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert len(runner.asked) == 2
+    await runner.stop()
+
+
+async def test_what_another_runner_ended_runs_no_further(store: RedisBatchStore) -> None:
+    """Its claim had lapsed for a moment, and the next one, which ended it, was done by then."""
+    batch = await create(store, lines(8))
+    runner = Runner(store, never)
+    await runner._take_open()
+    await eventually(lambda: bool(runner.asked))
+    await store.move(f"o/{batch.id}", "cancelled", 1, "in_progress")
+    await asyncio.wait(runner._running.values(), timeout=30)
+    assert runner._running[f"o/{batch.id}"].done()
 
 
 async def test_a_batch_whose_runner_died_while_it_was_cancelled_runs_no_further(

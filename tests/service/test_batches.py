@@ -277,3 +277,24 @@ async def test_an_empty_fleet_delays_and_fails_nothing(
     await asyncio.sleep(0)
     with ScriptedWorker(settings.redis):
         assert (await ended(ai, batch.id)).request_counts.completed == 1
+
+
+async def test_a_batch_cancelled_between_two_runners_leaves_no_job(
+    settings: GatewaySettings, ai: AsyncOpenAI, live: Live
+) -> None:
+    """Its lines' jobs went on, for nobody, when the gateway that ran it was rolled."""
+    ScriptedWorker(settings.redis).heartbeat()  # one that is busy
+    batch = await submit(ai, jsonl(*[line(f"c{number}") for number in range(6)]))
+
+    async def waiting(count: int) -> None:
+        async with asyncio.timeout(60):
+            while (await live.gateway.broker.queue_stats()).waiting != count:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+
+    await waiting(batch_runner.IN_FLIGHT)
+    runner = live.app.state.batch_runner
+    await batch_runner._end([runner._looking, *runner._running.values()])
+    await ai.batches.cancel(batch.id)
+    runner.start()
+    assert (await ended(ai, batch.id)).status == "cancelled"
+    await waiting(0)

@@ -259,15 +259,15 @@ async def test_a_bad_last_event_id_is_400(
 
 
 def test_an_id_from_before_a_loss_is_503() -> None:
-    """Caught once: while the job that was put back was behind it, such an id was called a bad one, for good;
-    and whoever had as many events as the next run was told that he had its end.
-    """
+    """Caught once: it was called a bad one, or the end of the run after the loss."""
     status = JobStatus(make_job(), "queued", 1000, last_seq=0, cancel_requested=False, terminal=None)
     with pytest.raises(Unavailable) as lost:
         resume_after("1-4", status)
     assert lost.value.code == "events_lost"
-    with pytest.raises(BadField):
-        resume_after("1001-1", status)
+    again = JobStatus(make_job(), "running", 2, last_seq=5, cancel_requested=False, terminal=None)
+    for never_given, now in (("1001-1", status), ("0-4", status), ("1-6", again)):
+        with pytest.raises(BadField):
+            resume_after(never_given, now)
     assert not has_seen_the_end("1-5", done(1001, 5))
     assert has_seen_the_end("1001-5", done(1001, 5))
 

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from service.http_server import MAX_HEAD_BYTES
+from service.http_server import KEEP_ALIVE_S, MAX_HEAD_BYTES
 from service.settings import GatewaySettings
 from tests.service.gateway_fixture import Live, eventually, in_process, on_a_port
 from tests.service.scripted_worker import ScriptedWorker
@@ -127,6 +127,15 @@ async def test_an_answered_body_that_trickles_gains_no_time(settings: GatewaySet
                     writer.write(b"x")
                     await writer.drain()
                 await asyncio.wait({closing}, timeout=QUICK_S / 8)
+
+
+async def test_half_a_head_behind_an_answered_body_is_timed(settings: GatewaySettings) -> None:
+    async with (
+        on_a_port(settings, head_timeout_s=QUICK_S) as live,
+        answered_early(live, 1) as (reader, writer),
+    ):
+        writer.write(b"xGET /li")
+        assert await closed_after_s(reader) < KEEP_ALIVE_S
 
 
 async def test_an_idle_connection_behind_an_answered_body_is_closed(settings: GatewaySettings) -> None:
