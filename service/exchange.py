@@ -97,10 +97,7 @@ async def _answer(
         return accepted_response(await _status(gateway, accepted, caller), headers)
     job, words = accepted.job, asked.words(accepted.job)
     answer = Answer(job, arrived_at, replayed=accepted.replayed)
-    left_s, its_own = (
-        until - time.time(),
-        accepted.left_s,
-    )  # the caller's, and that of a job asked for earlier
+    left_s, its_own = until - time.time(), accepted.left_s  # its own: a job's that was asked for earlier
     early = its_own is not None and left_s < its_own
     left_s = left_s if its_own is None else min(left_s, its_own)
     following = gateway.follow(job, answer, left_s=left_s, leaves_early=early)

@@ -130,6 +130,15 @@ def test_a_redis_from_outside_goes_with_every_overlay(overlay: str, tmp_path: Pa
         assert environment(cluster, workload)["TWIGSERVE_REDIS_URL"] is None  # from the Secret
 
 
+def test_a_redis_from_outside_keeps_the_overlays_own_secret(tmp_path: Path) -> None:
+    parts = {"resources": "base", "components": "components/redis-managed"}
+    lines = [f"{key}: [{os.path.relpath(K8S / path, tmp_path.resolve())}]" for key, path in parts.items()]
+    lines += ["secretGenerator: [{name: twigserve-redis, literals: ['url=redis://elsewhere:6379']}]"]
+    (tmp_path / "kustomization.yaml").write_text("\n".join(lines))
+    (secret,) = render(str(tmp_path)).all("Secret")
+    assert set(secret["data"]) == {"url"}
+
+
 def test_evictions_do_not_wait_for_pods_that_are_not_ready(cluster: Cluster) -> None:
     for one in cluster.all("PodDisruptionBudget"):
         assert one["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
