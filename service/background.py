@@ -14,6 +14,7 @@ import logging
 
 from service.answers import job_error
 from service.broker.base import BrokerError, BrokerUnavailable, GatewayBroker, JobNotFound
+from service.broker.tasks import end
 from service.errors import ApiError
 from service.metrics import GatewayMetrics
 from service.protocol import DoneData
@@ -23,7 +24,6 @@ log = logging.getLogger(__name__)
 
 LOOK_S = 1.0
 AT_ONCE = 256  # in turn: thousands that wait must not cost the loop more
-RECANCEL_S = 0.05
 
 
 class Background:
@@ -39,10 +39,7 @@ class Background:
         self._looking = asyncio.create_task(self._look(), name="background")
 
     async def stop(self) -> None:
-        # More than once: redis-py swallows a cancellation that meets an arriving reply.
-        while self._looking is not None and not self._looking.done():
-            self._looking.cancel()
-            await asyncio.wait({self._looking}, timeout=RECANCEL_S)
+        await end(self._looking)
 
     async def _look(self) -> None:
         while True:

@@ -26,6 +26,7 @@ from service.answers import Answer, description_json
 from service.batches import PRIORITY, RUNNING, AboutBatch, content_lines
 from service.broker.base import BrokerError, Idempotency
 from service.broker.batches import BatchStore, owner_of, stored_name
+from service.broker.tasks import end
 from service.callers import Caller
 from service.chat_intake import chat_of_json
 from service.chat_words import ChatWords
@@ -49,7 +50,6 @@ log = logging.getLogger(__name__)
 IN_FLIGHT = 4
 CLAIM_S = 15.0
 RETRY_S = 1.0
-RECANCEL_S = 0.1
 MODEL_WAIT_S = 900.0
 
 
@@ -80,7 +80,7 @@ class BatchRunner:
 
     async def stop(self) -> None:
         """The jobs of lines go on; another gateway finds them."""
-        await _end([*([self._looking] if self._looking else []), *self._running.values()])
+        await end(self._looking, *self._running.values())
         await self._store.aclose()
 
     async def _look(self) -> None:
@@ -149,7 +149,7 @@ class BatchRunner:
         try:
             return await self._watch(batch_id, lines)
         finally:
-            await _end([lines])
+            await end(lines)
 
     async def _watch(self, batch_id: str, lines: asyncio.Task[None]) -> bool:
         """Keeps the claim while the lines run; cancels them where the client asks for it."""
@@ -159,7 +159,7 @@ class BatchRunner:
             stored = await self._store.batch(batch_id)
             if stored is None or stored.state != "in_progress":  # another runner may have ended it meanwhile
                 self._unwanted.add(batch_id)
-                await _end([lines])
+                await end(lines)
                 await self._store.move(batch_id, "cancelled", int(time.time()), "cancelling")
                 return True
         lines.result()
@@ -263,11 +263,3 @@ def _worded(line: BatchLine, job: Job, description: Description) -> dict[str, An
     if line.url == "/v1/describe":
         return description_json(description)
     return ChatWords(job, include_usage=False).completion(description).model_dump(mode="json")
-
-
-async def _end(tasks: list[asyncio.Task[None]]) -> None:
-    """Again and again: redis-py swallows a cancellation that meets an arriving reply."""
-    while running := [task for task in tasks if not task.done()]:
-        for task in running:
-            task.cancel()
-        await asyncio.wait(running, timeout=RECANCEL_S)

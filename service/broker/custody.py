@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from service.broker.base import BrokerUnavailable, Idempotency
+from service.broker.tasks import end
 from service.protocol import ATTEMPTS_APART, TERMINAL, Event, Job
 
 log = logging.getLogger("twigserve.broker")
@@ -112,10 +113,7 @@ class Custody:
         self._task = asyncio.create_task(self._run(), name="custody")
 
     async def stop(self) -> None:
-        # More than once: redis-py swallows a cancellation that meets an arriving reply.
-        while self._task is not None and not self._task.done():
-            self._task.cancel()
-            await asyncio.wait({self._task}, timeout=0.05)
+        await end(self._task)
 
     def hold(self, job: Job, blobs: Mapping[str, bytes], idempotency: Idempotency | None) -> None:
         now = self._clock()

@@ -18,6 +18,7 @@ from typing import Any
 from service.broker.base import BrokerError, BrokerUnavailable, Diverged, Unreadable
 from service.broker.connection import translated
 from service.broker.line import Line
+from service.broker.tasks import end
 from service.protocol import Event, Keys
 
 log = logging.getLogger("twigserve.broker")
@@ -25,7 +26,6 @@ log = logging.getLogger("twigserve.broker")
 BLOCK_MS = 2000
 BATCH = 256
 _BACKOFF_FIRST_S = 0.05
-_CANCEL_AGAIN_S = 0.05
 _INBOX_TTL_S = 3600
 _INBOX_KEPT_S = 60.0  # how often its end is put off
 
@@ -140,10 +140,7 @@ class EventReader:
         self._task = asyncio.create_task(self._run(), name="event-reader")
 
     async def stop(self) -> None:
-        # More than once: redis-py swallows a cancellation that meets an arriving reply.
-        while self._task is not None and not self._task.done():
-            self._task.cancel()
-            await asyncio.wait({self._task}, timeout=_CANCEL_AGAIN_S)
+        await end(self._task)
         self.release()
         await self._line.close()
 

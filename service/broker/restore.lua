@@ -1,7 +1,7 @@
 -- A job that the server lost, or whose newest claim it lost, is put back where its gateway saw it last.
--- ARGV[6..10]: as submit's. ARGV[11..15]: attempt and run of the last event seen (0 and ''), its seq, the attempt
--- to count on from (`ATTEMPTS_APART` in protocol/events.py), how many ARGV hold images; these; then id and JSON of every
--- event seen, from the first on: they keep their ids.
+-- ARGV[6..10]: as submit's. ARGV[11..15]: attempt and run of the last event seen (0 and ''), its seq, the
+-- attempt to count on from (`ATTEMPTS_APART` in protocol/events.py), how many ARGV hold images; these; then id
+-- and JSON of every event seen, from the first on: they keep their ids.
 -- Returns 1, or 0 where the server knows as much as we do (or more).
 local id, attempt, run, seq = ARGV[6], tonumber(ARGV[11]), ARGV[12], tonumber(ARGV[13])
 local base, events_from = tonumber(ARGV[14]), 16 + tonumber(ARGV[15])

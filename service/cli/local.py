@@ -49,36 +49,28 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Our engine against transformers' generate, on the same weights in the same run."""
+    about: dict[str, Any] = {"model": vlm, "twig": twig, "max_tokens": max_tokens}
+    about |= {"fork_layer": fork_layer, "drop_layer": drop_layer}
     if memory:
+        budgets = (64 if retained_tokens is None else retained_tokens,)
         _bench_memory(
-            as_json,
-            model=vlm,
-            twig=twig,
-            dtype="bfloat16" if dtype == "auto" else dtype,
-            max_tokens=max_tokens,
-            retained_tokens=(64 if retained_tokens is None else retained_tokens,),
-            fork_layer=fork_layer,
-            drop_layer=drop_layer,
+            as_json, dtype="bfloat16" if dtype == "auto" else dtype, retained_tokens=budgets, **about
         )
         return
     with plain_errors():
         from model.bench import METHODS, BenchConfig, print_table, run_bench
 
         config = BenchConfig(
-            model=vlm,
-            twig=twig,
             cache=cache,
             batch=tuple(batch or (1, 8)),
             methods=tuple(method or METHODS),
             pictures=pictures,
-            max_tokens=max_tokens,
             threads=threads,
             dtype=dtype,
             generate_dtype=generate_dtype,
             repeats=repeats,
             retained_tokens=retained_tokens,
-            fork_layer=fork_layer,
-            drop_layer=drop_layer,
+            **about,
         )
         with _progress_bar() as progress:
             report = run_bench(config, progress)

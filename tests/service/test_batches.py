@@ -13,6 +13,7 @@ import pytest
 from openai import AsyncOpenAI
 
 from service import batch_runner
+from service.broker.tasks import end
 from service.errors import NotFound
 from service.protocol import ErrorData, Job
 from service.settings import GatewaySettings
@@ -282,7 +283,6 @@ async def test_an_empty_fleet_delays_and_fails_nothing(
 async def test_a_batch_cancelled_between_two_runners_leaves_no_job(
     settings: GatewaySettings, ai: AsyncOpenAI, live: Live
 ) -> None:
-    """Its lines' jobs went on, for nobody, when the gateway that ran it was rolled."""
     ScriptedWorker(settings.redis).heartbeat()  # one that is busy
     batch = await submit(ai, jsonl(*[line(f"c{number}") for number in range(6)]))
 
@@ -293,7 +293,7 @@ async def test_a_batch_cancelled_between_two_runners_leaves_no_job(
 
     await waiting(batch_runner.IN_FLIGHT)
     runner = live.app.state.batch_runner
-    await batch_runner._end([runner._looking, *runner._running.values()])
+    await end(runner._looking, *runner._running.values())
     await ai.batches.cancel(batch.id)
     runner.start()
     assert (await ended(ai, batch.id)).status == "cancelled"

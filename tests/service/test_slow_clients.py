@@ -51,16 +51,22 @@ async def test_a_head_that_does_not_come_ends_the_connection(settings: GatewaySe
         assert await closed_after_s(reader) >= 0.5 * QUICK_S
 
 
+async def trickle_until_closed(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, drop: bytes
+) -> None:
+    closing = asyncio.create_task(closed_after_s(reader))
+    async with asyncio.timeout(60):
+        while not closing.done():
+            with contextlib.suppress(ConnectionError):
+                writer.write(drop)
+                await writer.drain()
+            await asyncio.wait({closing}, timeout=QUICK_S / 8)
+
+
 async def test_a_head_that_trickles_gains_no_time(settings: GatewaySettings) -> None:
     async with on_a_port(settings, head_timeout_s=QUICK_S) as live, connection(live) as (reader, writer):
-        closing = asyncio.create_task(closed_after_s(reader))
         writer.write(b"GET /livez HTTP/1.1\r\n")
-        async with asyncio.timeout(60):
-            while not closing.done():
-                with contextlib.suppress(ConnectionError):
-                    writer.write(b"X: y\r\n")
-                    await writer.drain()
-                await asyncio.wait({closing}, timeout=QUICK_S / 8)
+        await trickle_until_closed(reader, writer, b"X: y\r\n")
 
 
 async def test_the_second_head_of_a_connection_has_the_same_time(settings: GatewaySettings) -> None:
@@ -120,13 +126,7 @@ async def test_the_rest_of_an_answered_body_is_no_head(settings: GatewaySettings
 async def test_an_answered_body_that_trickles_gains_no_time(settings: GatewaySettings) -> None:
     quick = settings.model_copy(update={"body_timeout_s": QUICK_S})
     async with on_a_port(quick) as live, answered_early(live, 10_000) as (reader, writer):
-        closing = asyncio.create_task(closed_after_s(reader))
-        async with asyncio.timeout(60):
-            while not closing.done():
-                with contextlib.suppress(ConnectionError):
-                    writer.write(b"x")
-                    await writer.drain()
-                await asyncio.wait({closing}, timeout=QUICK_S / 8)
+        await trickle_until_closed(reader, writer, b"x")
 
 
 async def test_half_a_head_behind_an_answered_body_is_timed(settings: GatewaySettings) -> None:
